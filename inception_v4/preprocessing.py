@@ -1,0 +1,70 @@
+"""What a picture goes through before the network sees it, as plain data.
+
+The same record travels in the metadata of a weights file, in an exported model and in the JSON beside a
+MindSpore checkpoint, so that whoever holds the weights also knows how to feed them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)
+"""Maps pixels to [-1, 1]: TF-Slim's, Cadene's and timm's weights."""
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+"""MindCV's and the ModelZoo's weights."""
+
+MIN_IMAGE_SIZE = 75
+"""Smallest input side, in pixels, that leaves a 1x1 map after the last reduction."""
+
+INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Evaluation preprocessing: resize, centre crop, normalise.
+
+    Attributes:
+        image_size: side of the square network input, in pixels.
+        mean, std: per channel, on the 0-1 scale.
+        crop_pct: the shorter side is resized to `floor(image_size / crop_pct)` before the centre crop.
+        interpolation: one of `INTERPOLATIONS`.
+        antialias: False reproduces MindSpore's resize, which has no antialiasing.
+    """
+
+    image_size: int = 299
+    mean: tuple[float, ...] = INCEPTION_MEAN
+    std: tuple[float, ...] = INCEPTION_STD
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    antialias: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
+        object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        if self.image_size < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"image_size {self.image_size} is too small: Inception-v4 needs at least {MIN_IMAGE_SIZE} pixels"
+            )
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one per channel")
+        if min(self.std) <= 0:
+            raise ValueError(f"std {self.std} must be positive")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct {self.crop_pct} must be in (0, 1]")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, ready for JSON."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The record from JSON; unknown keys are ignored so that newer files stay readable."""
+        return cls(**{k: v for k, v in values.items() if k in cls.__dataclass_fields__ and v is not None})
+
+    def replace(self, **changes: Any) -> Preprocessing:
+        """A copy with the given fields changed; None means "keep"."""
+        return replace(self, **{k: v for k, v in changes.items() if v is not None})

@@ -1,0 +1,400 @@
+"""Inception-v4 (Szegedy et al., arXiv 1602.07261), with the parameter names of timm and Cadene.
+
+The network is a stem, four Inception-A blocks, a reduction, seven Inception-B blocks, a reduction and three
+Inception-C blocks, then a global pool and one linear layer. Sizes in comments are for a 299x299 input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.fx
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+MIN_IMAGE_SIZE = 75
+"""Smallest input side, in pixels, that leaves a 1x1 map after the last reduction."""
+
+Kernel = int | tuple[int, int]
+
+
+class ConvNormAct(nn.Module):
+    """Convolution without bias, BatchNorm, ReLU. Stride 1 keeps the size unless `valid`; stride 2 never pads."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: Kernel = 1, stride: int = 1, *, valid: bool = False
+    ) -> None:
+        super().__init__()
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = (0, 0) if valid or stride > 1 else (height // 2, width // 2)
+        self.conv = nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.conv(x)), inplace=True)
+
+
+class Concat(nn.Module):
+    """Gives the same input to every child and joins their outputs along the channels, in order."""
+
+    def __init__(self, **branches: nn.Module) -> None:
+        super().__init__()
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.children()], 1)
+
+
+class MaxPool(nn.MaxPool2d):
+    """The 3x3 max pool of stride 2 in the stem and the reductions."""
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=2)
+
+
+class AvgPool(nn.AvgPool2d):
+    """The 3x3 average pool of the Inception blocks: padding is left out of the average, as in TensorFlow."""
+
+    def __init__(self) -> None:
+        super().__init__(3, stride=1, padding=1, count_include_pad=False)
+
+
+class Mixed3a(Concat):  # 147x147x64 -> 73x73x160
+    def __init__(self) -> None:
+        super().__init__(maxpool=MaxPool(), conv=ConvNormAct(64, 96, 3, 2))
+
+
+class Mixed4a(Concat):  # 73x73x160 -> 71x71x192
+    def __init__(self) -> None:
+        super().__init__(
+            branch0=nn.Sequential(ConvNormAct(160, 64), ConvNormAct(64, 96, 3, valid=True)),
+            branch1=nn.Sequential(
+                ConvNormAct(160, 64),
+                ConvNormAct(64, 64, (1, 7)),
+                ConvNormAct(64, 64, (7, 1)),
+                ConvNormAct(64, 96, 3, valid=True),
+            ),
+        )
+
+
+class Mixed5a(Concat):  # 71x71x192 -> 35x35x384
+    def __init__(self) -> None:
+        super().__init__(conv=ConvNormAct(192, 192, 3, 2), maxpool=MaxPool())
+
+
+class InceptionA(Concat):  # 35x35x384
+    def __init__(self) -> None:
+        super().__init__(
+            branch0=ConvNormAct(384, 96),
+            branch1=nn.Sequential(ConvNormAct(384, 64), ConvNormAct(64, 96, 3)),
+            branch2=nn.Sequential(ConvNormAct(384, 64), ConvNormAct(64, 96, 3), ConvNormAct(96, 96, 3)),
+            branch3=nn.Sequential(AvgPool(), ConvNormAct(384, 96)),
+        )
+
+
+class ReductionA(Concat):  # 35x35x384 -> 17x17x1024
+    def __init__(self) -> None:
+        super().__init__(
+            branch0=ConvNormAct(384, 384, 3, 2),
+            branch1=nn.Sequential(ConvNormAct(384, 192), ConvNormAct(192, 224, 3), ConvNormAct(224, 256, 3, 2)),
+            branch2=MaxPool(),
+        )
+
+
+class InceptionB(Concat):  # 17x17x1024
+    def __init__(self) -> None:
+        super().__init__(
+            branch0=ConvNormAct(1024, 384),
+            branch1=nn.Sequential(
+                ConvNormAct(1024, 192), ConvNormAct(192, 224, (1, 7)), ConvNormAct(224, 256, (7, 1))
+            ),
+            branch2=nn.Sequential(
+                ConvNormAct(1024, 192),
+                ConvNormAct(192, 192, (7, 1)),
+                ConvNormAct(192, 224, (1, 7)),
+                ConvNormAct(224, 224, (7, 1)),
+                ConvNormAct(224, 256, (1, 7)),
+            ),
+            branch3=nn.Sequential(AvgPool(), ConvNormAct(1024, 128)),
+        )
+
+
+class ReductionB(Concat):  # 17x17x1024 -> 8x8x1536
+    def __init__(self) -> None:
+        super().__init__(
+            branch0=nn.Sequential(ConvNormAct(1024, 192), ConvNormAct(192, 192, 3, 2)),
+            branch1=nn.Sequential(
+                ConvNormAct(1024, 256),
+                ConvNormAct(256, 256, (1, 7)),
+                ConvNormAct(256, 320, (7, 1)),
+                ConvNormAct(320, 320, 3, 2),
+            ),
+            branch2=MaxPool(),
+        )
+
+
+class InceptionC(nn.Module):  # 8x8x1536
+    """The only block whose branches fork, so its convolutions carry flat names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch0 = ConvNormAct(1536, 256)
+        self.branch1_0 = ConvNormAct(1536, 384)
+        self.branch1_1a = ConvNormAct(384, 256, (1, 3))
+        self.branch1_1b = ConvNormAct(384, 256, (3, 1))
+        self.branch2_0 = ConvNormAct(1536, 384)
+        self.branch2_1 = ConvNormAct(384, 448, (3, 1))
+        self.branch2_2 = ConvNormAct(448, 512, (1, 3))
+        self.branch2_3a = ConvNormAct(512, 256, (1, 3))
+        self.branch2_3b = ConvNormAct(512, 256, (3, 1))
+        self.branch3 = nn.Sequential(AvgPool(), ConvNormAct(1536, 256))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1 = self.branch1_0(x)
+        x2 = self.branch2_2(self.branch2_1(self.branch2_0(x)))
+        forks = (self.branch1_1a(x1), self.branch1_1b(x1), self.branch2_3a(x2), self.branch2_3b(x2))
+        return torch.cat([self.branch0(x), *forks, self.branch3(x)], 1)
+
+
+class Pool(NamedTuple):
+    """A global pool [B, C, H, W] -> [B, C * width]."""
+
+    function: Callable[[Tensor], Tensor]
+    width: int = 1
+
+
+POOLS = {
+    "avg": Pool(lambda x: x.mean((2, 3))),
+    "max": Pool(lambda x: x.amax((2, 3))),
+    "avgmax": Pool(lambda x: 0.5 * (x.mean((2, 3)) + x.amax((2, 3)))),
+    "catavgmax": Pool(lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), width=2),
+    "": Pool(lambda x: x),
+}
+"""timm's names; "" keeps the feature map and is only for `num_classes=0`."""
+
+
+class InceptionV4(nn.Module):
+    """Inception-v4: images [B, in_channels, H, W], H and W at least 75, to logits [B, num_classes].
+
+    The state dict has the 896 entries of timm's `inception_v4`, in its order.
+
+    Args:
+        num_classes: outputs; 0 leaves the classifier out, so that the model returns embeddings [B, 1536].
+        in_channels: channels of the images.
+        drop_rate: dropout before the classifier.
+        init: "torch" keeps PyTorch's default; "tf" is TF-Slim's `variance_scaling_initializer` for convolutions
+            and its Glorot-uniform `fully_connected`; "xavier" is MindCV's Glorot-uniform convolutions and
+            default dense layer (which equals PyTorch's).
+        bn_eps, bn_momentum: of every BatchNorm; momentum in PyTorch's meaning, the weight of the new batch.
+        global_pool: one of `POOLS`.
+
+    Raises:
+        ValueError: for a setting outside its range, and in `forward` for images of the wrong shape.
+    """
+
+    num_features = 1536
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        drop_rate: float = 0.2,
+        *,
+        init: str = "torch",
+        bn_eps: float = 1e-3,
+        bn_momentum: float = 0.1,
+        global_pool: str = "avg",
+    ) -> None:
+        super().__init__()
+        if in_channels < 1:
+            raise ValueError(f"in_channels {in_channels} must be at least 1")
+        if not 0 <= drop_rate < 1:
+            raise ValueError(f"drop_rate {drop_rate} must be at least 0 and below 1")
+        if init not in INITS:
+            raise ValueError(f"init {init!r} is not one of {', '.join(INITS)}")
+        self.in_channels = in_channels
+        self.drop_rate = drop_rate
+        self.init = init
+        self.grad_checkpointing = False
+        self.feature_info: list[dict[str, Any]] = [
+            dict(num_chs=channels, reduction=reduction, module=f"features.{index}")
+            for channels, reduction, index in ((64, 2, 2), (160, 4, 3), (384, 8, 9), (1024, 16, 17), (1536, 32, 21))
+        ]
+        self.features = nn.Sequential(
+            ConvNormAct(in_channels, 32, 3, 2),  # 149x149x32
+            ConvNormAct(32, 32, 3, valid=True),  # 147x147x32
+            ConvNormAct(32, 64, 3),  # 147x147x64
+            Mixed3a(),
+            Mixed4a(),
+            Mixed5a(),
+            *(InceptionA() for _ in range(4)),
+            ReductionA(),
+            *(InceptionB() for _ in range(7)),
+            ReductionB(),
+            *(InceptionC() for _ in range(3)),
+        )
+        for module in self.features.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps, module.momentum = bn_eps, bn_momentum
+            elif isinstance(module, nn.Conv2d):
+                INITS[init](module)
+        self.head_drop = nn.Dropout(drop_rate)
+        self.reset_classifier(num_classes, global_pool)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Puts a new, initialised classifier in place; 0 classes for none. `global_pool` None keeps the pool."""
+        pool = self.global_pool if global_pool is None else global_pool
+        if num_classes < 0:
+            raise ValueError(f"num_classes {num_classes} must be 0 (embeddings) or more")
+        if pool not in POOLS:
+            raise ValueError(f"global_pool {pool!r} is not one of {', '.join(map(repr, POOLS))}")
+        if not pool and num_classes:
+            raise ValueError(f"global_pool '' gives no vector to classify: use 'avg' or num_classes=0, not {num_classes}")
+        self.num_classes = num_classes
+        self.global_pool = pool
+        self.head_hidden_size = self.num_features * POOLS[pool].width
+        self.last_linear: nn.Module = nn.Identity()
+        if num_classes:
+            like = next(self.parameters())
+            self.last_linear = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
+            INITS[self.init](self.last_linear)
+        self.last_linear.train(self.training)
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, or an identity when `num_classes` is 0."""
+        return self.last_linear
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keeps only the blocks' inputs for the backward pass and computes the rest again: less memory, more time."""
+        self.grad_checkpointing = enable
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] to the last feature map [B, 1536, h, w] (8x8 for 299x299)."""
+        _check_images(x, self.in_channels)
+        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+            return self.features(x)
+        for block in self.features:
+            x = _checkpointed(block, x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Feature map [B, 1536, h, w] to logits, or to the classifier's input [B, 1536] if `pre_logits`."""
+        x = self.head_drop(POOLS[self.global_pool].function(x))
+        return x if pre_logits else self.last_linear(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The feature maps at the five levels of `feature_info`, with timm's arguments and meaning.
+
+        Args:
+            x: images [B, in_channels, H, W].
+            indices: levels to return: None for all, n for the last n, or a list (negative counts from the end).
+            norm: no effect, this network ends without a normalisation layer.
+            stop_early: leave out the blocks after the last level asked for.
+            output_fmt: "NCHW".
+            intermediates_only: return the list alone, without the output of the last block run.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt {output_fmt!r} is not supported: use 'NCHW'")
+        _check_images(x, self.in_channels)
+        ends = [int(info["module"].rpartition(".")[2]) for info in self.feature_info]
+        wanted = {ends[level] for level in _levels(indices, len(ends))}
+        intermediates = []
+        run = _checkpointed if self.grad_checkpointing and torch.is_grad_enabled() else nn.Module.__call__
+        for index, block in enumerate(self.features):
+            if stop_early and index > max(wanted):
+                break
+            x = run(block, x)
+            if index in wanted:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+
+def _levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """Absolute level numbers in 0..count-1."""
+    if indices is None or isinstance(indices, int):
+        last = count if indices is None else indices
+        indices = range(count - last, count) if 0 < last <= count else [count]
+    levels = [index + count if index < 0 else index for index in indices]
+    if not levels or not all(0 <= level < count for level in levels):
+        raise ValueError(f"indices {indices} must name at least one of the {count} feature levels")
+    return levels
+
+
+@torch.fx.wrap
+def _check_images(x: Tensor, in_channels: int) -> None:
+    if x.ndim != 4 or x.shape[1] != in_channels:
+        raise ValueError(f"input has shape {list(x.shape)}: give images as [batch, {in_channels}, height, width]")
+    height, width = x.shape[2:]
+    if height < MIN_IMAGE_SIZE or width < MIN_IMAGE_SIZE:
+        raise ValueError(f"input is {height}x{width} pixels: Inception-v4 needs at least {MIN_IMAGE_SIZE} a side")
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    # torch.compile computes only what the gradients need, which leaves the statistics alone, and takes no contexts.
+    contexts = {} if torch.compiler.is_compiling() else {"context_fn": lambda: _recompute_contexts(block)}
+    # No block draws random numbers, so that their state needs no saving.
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **contexts)
+
+
+def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _frozen_statistics(block)
+
+
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """A second forward pass of the same batch must not enter BatchNorm's running statistics a second time.
+
+    Momentum 0 rather than `track_running_stats=False`: the recomputation has to save the same tensors.
+    """
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+            norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+        yield
+    finally:
+        for norm, (momentum, counter) in zip(norms, saved, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, counter
+
+
+@torch.no_grad()
+def _init_tf(layer: nn.Module) -> None:
+    """TF-Slim: He's variance as a normal truncated at two deviations for convolutions (1.3 makes up for the lost
+    tails, as in `variance_scaling_initializer`); Glorot uniform and zero bias for the classifier."""
+    if isinstance(layer, nn.Conv2d):
+        std = math.sqrt(1.3 * 2.0 / layer.weight[0].numel())
+        nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
+    elif isinstance(layer, nn.Linear):
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
+def _init_xavier(layer: nn.Module) -> None:
+    if isinstance(layer, nn.Conv2d):
+        nn.init.xavier_uniform_(layer.weight)
+
+
+INITS: dict[str, Callable[[nn.Module], None]] = {
+    "torch": lambda layer: None,
+    "tf": _init_tf,
+    "xavier": _init_xavier,
+}

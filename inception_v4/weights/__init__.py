@@ -1,0 +1,23 @@
+"""Parameters in every format: read, load into a network, write.
+
+One file per format and one plain dict, `FORMATS`, as registry. Works on any module with this network's state dict.
+"""
+
+from __future__ import annotations
+
+from inception_v4.weights.formats import FORMATS
+from inception_v4.weights.loading import LoadReport, load_weights
+from inception_v4.weights.reading import read_weights
+from inception_v4.weights.record import Weights, WeightsError, WeightsInfo
+from inception_v4.weights.writing import save_weights
+
+__all__ = [
+    "FORMATS",
+    "LoadReport",
+    "Weights",
+    "WeightsError",
+    "WeightsInfo",
+    "load_weights",
+    "read_weights",
+    "save_weights",
+]

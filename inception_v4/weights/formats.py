@@ -1,0 +1,60 @@
+"""The layouts of weights: one row each, recognised by the names in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from inception_v4.preprocessing import Preprocessing
+from inception_v4.weights import pytorch
+from inception_v4.weights.record import WeightsError, WeightsInfo
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One layout.
+
+    Attributes:
+        summary: one line for people.
+        matches: whether a file's names are of this layout.
+        decode: the file's tensors to the canonical state; appends lines to the list of notes.
+        encode: the canonical state to the file's tensors; appends lines to the list of notes.
+        suffixes: of the files it can be written to; the first is the usual one.
+        preprocessing: what weights of this layout expect when nothing says otherwise.
+    """
+
+    summary: str
+    matches: Callable[[Collection[str]], bool]
+    decode: Callable[[State, list[str]], State]
+    encode: Callable[[State, WeightsInfo, list[str]], State]
+    suffixes: tuple[str, ...] = (".safetensors", ".pth", ".pt", ".bin")
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+
+FORMATS: dict[str, Format] = {
+    "cadene": Format(
+        "Cadene's pretrained-models: 1001 classes, or the spellings of 2017",
+        pytorch.is_cadene,
+        pytorch.decode,
+        pytorch.encode,
+        suffixes=(".pth", ".pt", ".bin", ".safetensors"),
+    ),
+    "torch": Format("timm and this package", pytorch.is_torch, pytorch.decode, pytorch.encode),
+}
+
+
+def recognise(names: Collection[str]) -> str:
+    """The layout whose names these are.
+
+    Raises:
+        WeightsError: none of them.
+    """
+    for name, layout in FORMATS.items():
+        if layout.matches(names):
+            return name
+    shown = ", ".join(sorted(names)[:5]) or "no tensors"
+    raise WeightsError(f"holds weights of another network ({shown}, ...): known layouts are {', '.join(FORMATS)}")

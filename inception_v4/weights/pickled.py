@@ -1,0 +1,96 @@
+"""PyTorch's own files: state dicts and training checkpoints, never code."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inception_v4.weights.containers import Raw
+from inception_v4.weights.record import WeightsError
+
+_MODEL_KEYS = ("state_dict", "model", "model_state_dict", "module")
+_EMA_KEYS = ("ema", "state_dict_ema", "model_ema", "ema_state_dict")
+_MAX_NESTING = 3
+
+
+def read_pickled(path: Path) -> Raw:
+    """A state dict, alone or wrapped by a training program.
+
+    Raises:
+        WeightsError: the pickle holds code or other objects, is damaged, or holds no state dict.
+    """
+    content = _load(path)
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise WeightsError(f"{path} holds a {kind}, not a state dict: save model.state_dict() instead")
+    state = _unwrap(content, _MODEL_KEYS)
+    ema = _unwrap({k: v for k, v in content.items() if k in _EMA_KEYS}, _EMA_KEYS)
+    if state is None and ema is None:
+        keys = ", ".join(map(str, list(content)[:10])) or "nothing"
+        raise WeightsError(f"{path} holds no state dict under a known name (it has {keys}): save model.state_dict()")
+    taken = [*_MODEL_KEYS, *_EMA_KEYS, "info"]
+    if _is_state_dict(content):
+        taken += [name for name, value in content.items() if isinstance(value, Tensor)]
+    rest = {name: value for name, value in content.items() if name not in set(taken)}
+    info = content.get("info")
+    return Raw(
+        state or {},
+        ema=ema,
+        info=info if isinstance(info, dict) else None,
+        training={"optimizer": rest["optimizer"]} if isinstance(rest.get("optimizer"), dict) else {},
+        extras={str(name): _describe(value) for name, value in rest.items()},
+    )
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    try:
+        # timm's training checkpoints carry their command line as a Namespace, which is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if found is None:
+            raise _damaged(path, error) from error
+        raise WeightsError(
+            f"{path} is refused: it needs {found[1]}, and unpickling code is not safe; "
+            "save only the tensors (model.state_dict()) where you trust it"
+        ) from error
+    except Exception as error:  # the unpickler raises almost anything on damaged bytes
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> WeightsError:
+    reason = (str(error).strip().splitlines() or [""])[0][:120]
+    return WeightsError(f"{path} is truncated or damaged: copy or download it again ({type(error).__name__}: {reason})")
+
+
+def _is_state_dict(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(v, Tensor) and "." in str(k) for k, v in value.items())
+
+
+def _unwrap(content: dict[str, Any], keys: tuple[str, ...], depth: int = 0) -> dict[str, Tensor] | None:
+    """The state dict in `content` or below one of `keys`."""
+    if _is_state_dict(content):
+        return {str(k): v.detach() for k, v in content.items() if isinstance(v, Tensor)}
+    if depth == _MAX_NESTING:
+        return None
+    for key in keys:
+        if isinstance(content.get(key), dict):
+            return _unwrap(content[key], (*_MODEL_KEYS, *_EMA_KEYS), depth + 1)
+    return None
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (int, float, str, bool)):
+        return repr(value)[:40]
+    if isinstance(value, (dict, list, tuple)):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__

@@ -1,0 +1,115 @@
+"""Weights of any layout, brought to the canonical names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inception_v4.weights import containers
+from inception_v4.weights.formats import FORMATS, recognise
+from inception_v4.weights.names import CANONICAL, FIRST_CONV, HEAD, difference, preview
+from inception_v4.weights.record import Weights, WeightsError, WeightsInfo
+from inception_v4.weights.source import Located, locate
+
+
+def read_weights(source: str | Path, *, ema: bool = False, layout: str | None = None) -> Weights:
+    """Read weights of any known layout; nothing of a file is executed.
+
+    Args:
+        source: a file, a run directory, `owner/name` or `hf-hub:owner/name` on the Hugging Face hub, or `pretrained`.
+        ema: take the moving average of the weights that training checkpoints may hold.
+        layout: a key of `FORMATS`; by default it is recognised.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        WeightsError: not readable, not safe, not complete or not of this network.
+    """
+    if layout is not None and layout not in FORMATS:
+        raise WeightsError(f"layout {layout!r} is not one of {', '.join(FORMATS)}")
+    located = locate(source)
+    raw = containers.read(located.path)
+    notes: list[str] = []
+    try:
+        tensors = _choose(raw, ema, notes)
+        layout = layout or recognise(tensors)
+        state = FORMATS[layout].decode(tensors, notes)
+        _check_names(state)
+        _check_shapes(state)
+        info = _describe(state, layout, raw.info or located.beside or {}, located)
+    except ValueError as error:
+        raise WeightsError(f"{located.origin}: {error}") from error
+    if layout == "torch" and info.may_have_background:
+        layout = "cadene"
+    dropped = [f"{name}: {what}" for name, what in raw.extras.items()]
+    return Weights(state, info, layout, dropped=dropped, notes=notes, training=raw.training)
+
+
+def _choose(raw: containers.Raw, ema: bool, notes: list[str]) -> dict[str, Tensor]:
+    if ema:
+        if raw.ema is None:
+            raise WeightsError("holds no moving average of the weights: leave ema off")
+        return raw.ema
+    if not raw.state:
+        raise WeightsError("holds only a moving average of the weights: ask for it with ema")
+    if raw.ema is not None:
+        notes.append("ema: the file also holds a moving average of the weights, not taken (ask for it with ema)")
+    return raw.state
+
+
+def _check_names(state: dict[str, Tensor]) -> None:
+    missing, unexpected = CANONICAL - state.keys(), state.keys() - CANONICAL
+    if missing or unexpected:
+        raise WeightsError(f"not exactly an Inception-v4: {difference(missing, unexpected)}")
+
+
+def _check_shapes(state: dict[str, Tensor]) -> None:
+    """Kinds and sizes that must agree whatever the number of classes and channels."""
+    wrong = [name for name, tensor in state.items() if _wrong_kind(name, tensor)]
+    for name, weight in state.items():
+        if name.endswith(".conv.weight") and name not in wrong:
+            unit = name.removesuffix("conv.weight")
+            leaves = ("bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+            wrong += [unit + leaf for leaf in leaves if state[unit + leaf].shape != weight.shape[:1]]
+    weight, bias = (state[name] for name in HEAD)
+    if weight.ndim != 2 or bias.shape != weight.shape[:1]:
+        wrong += HEAD
+    if wrong:
+        shapes = [f"{name} {tuple(state[name].shape)} {state[name].dtype}" for name in dict.fromkeys(wrong)]
+        raise WeightsError(f"shapes that are not Inception-v4's: {preview(shapes)}")
+
+
+def _wrong_kind(name: str, tensor: Tensor) -> bool:
+    if name.endswith("num_batches_tracked"):
+        return tensor.numel() != 1
+    if not tensor.dtype.is_floating_point or tensor.dtype not in (
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+    ):
+        return True
+    return tensor.ndim != 4 if name.endswith(".conv.weight") else tensor.numel() == 0
+
+
+def _describe(state: dict[str, Tensor], layout: str, described: dict[str, Any], located: Located) -> WeightsInfo:
+    """What the file says about itself, else the usual for its layout; counts come from the tensors."""
+    classes, channels = state[HEAD[0]].shape[0], state[FIRST_CONV].shape[1]
+    usual = WeightsInfo(preprocessing=FORMATS[layout].preprocessing).with_channels(channels).to_dict()
+    values = dict(described)
+    preprocessing = values.get("preprocessing")
+    if not isinstance(preprocessing, dict):
+        preprocessing = {}
+    given = {name: value for name, value in preprocessing.items() if value is not None}
+    values["preprocessing"] = usual["preprocessing"] | given
+    names = values.get("class_names")
+    if names is not None and len(names) != classes:
+        values["class_names"] = None
+    values |= {"num_classes": classes, "in_channels": channels}
+    values["source"] = values.get("source") or located.origin
+    info = WeightsInfo.from_dict(values)
+    if len(info.preprocessing.mean) != channels:
+        raise WeightsError(f"{channels} input channels, but mean has {len(info.preprocessing.mean)} values")
+    return info

@@ -1,0 +1,166 @@
+"""From what a user calls a set of weights to a file on disk."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inception_v4.weights.record import WeightsError
+
+PRETRAINED = "timm/inception_v4.tf_in1k"
+"""What the word `pretrained` stands for, on the Hugging Face hub."""
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
+_HUB_SCHEMES = ("hf-hub:", "hf_hub:")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HASH_IN_NAME = re.compile(r"-(?=[0-9a-f]*[a-f])([0-9a-f]{8,64})$")
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A weights file, and what lies beside it.
+
+    Attributes:
+        path: the file.
+        origin: how to call it in messages and in `WeightsInfo.source`.
+        beside: the description found next to it (`X.ckpt.json`, or the hub's `config.json`), or None.
+    """
+
+    path: Path
+    origin: str
+    beside: dict[str, Any] | None = None
+
+
+def locate(source: str | Path) -> Located:
+    """Find the file behind `source`: a path, a run directory, a name on the Hugging Face hub, or `pretrained`.
+
+    Raises:
+        FileNotFoundError: nothing there; the message names what is near.
+        WeightsError: the hub has no such weights, or the file is not the one its name promises.
+    """
+    text = str(source)
+    if text == "pretrained":
+        return _from_hub(PRETRAINED)
+    if text.startswith(_HUB_SCHEMES):
+        return _from_hub(text.split(":", 1)[1])
+    path = Path(text).expanduser()
+    if path.is_dir():
+        path = _in_run_directory(path)
+    elif not path.exists():
+        if _looks_like_hub_name(text):
+            return _from_hub(text)
+        raise FileNotFoundError(_not_found(text, path))
+    _check_hash(path)
+    return Located(path, str(path), _read_beside(sidecar(path)))
+
+
+def sidecar(path: Path) -> Path:
+    """The JSON that describes a file whose format has no room for a description."""
+    return path.with_name(path.name + ".json")
+
+
+def _in_run_directory(directory: Path) -> Path:
+    for stem in ("best", "last"):
+        for suffix in SUFFIXES:
+            if (path := directory / f"{stem}{suffix}").is_file():
+                return path
+    held = sorted(p.name for p in directory.iterdir() if p.suffix in SUFFIXES)
+    remedy = f"name one of its files ({', '.join(held[:5])})" if held else "name a weights file"
+    raise FileNotFoundError(f"{directory} is a directory without best.safetensors or last.safetensors: {remedy}")
+
+
+def _looks_like_hub_name(text: str) -> bool:
+    """`owner/name`, unless it can only be meant as a path here."""
+    return bool(_HUB_NAME.fullmatch(text)) and not text.endswith(SUFFIXES) and not Path(text).parent.is_dir()
+
+
+def _not_found(text: str, path: Path) -> str:
+    if re.match(r"https?://", text):
+        return f"{text} is a web address: download it and name the file"
+    if not path.parent.is_dir():
+        return f"{text} does not exist, nor does the directory {path.parent}: check the path"
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)
+    near = near or sorted(p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES)[:3]
+    return f"{text} does not exist: " + (f"is it {' or '.join(near)}?" if near else "check the path")
+
+
+def _check_hash(path: Path) -> None:
+    """Names such as `inceptionv4-8e4777a0.pth` carry the start of their SHA-256, as torch.hub has it.
+
+    A part of digits only is taken for a date or a step, not for a hash.
+    """
+    match = _HASH_IN_NAME.search(path.stem)
+    if match is None or path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
+        return
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _sha256(file)
+    if not actual.hexdigest().startswith(match[1]):
+        raise WeightsError(
+            f"{path} has SHA-256 {actual.hexdigest()[:8]}..., its name says {match[1]}: the file is damaged or "
+            "another one; download it again, or rename it"
+        )
+
+
+def _sha256(file: Any) -> Any:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest
+
+
+def _read_beside(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{path} is not readable JSON ({error}): mend it or remove it") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path} holds a {type(values).__name__}, not the description of weights: remove it")
+    return values
+
+
+def _from_hub(name: str) -> Located:
+    """Download (or find in the cache) the weights and `config.json` of a hub repository, `owner/name[@revision]`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    repository, _, revision = name.partition("@")
+    if not _HUB_NAME.fullmatch(repository):
+        raise WeightsError(f"{name!r} is not a hub name: write owner/name, as in {PRETRAINED}")
+
+    def fetch(filename: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(repository, filename, revision=revision or None))
+        except EntryNotFoundError:
+            return None
+        except (OSError, ValueError, RuntimeError) as error:
+            raise WeightsError(_hub_failure(repository, error)) from error
+
+    path = fetch(_HUB_FILES[0]) or fetch(_HUB_FILES[1])
+    if path is None:
+        raise WeightsError(f"hub repository {repository} holds neither {' nor '.join(_HUB_FILES)}")
+    config = fetch("config.json")
+    return Located(path, f"hf-hub:{name}", None if config is None else _hub_info(_read_beside(config) or {}))
+
+
+def _hub_failure(repository: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"cannot get {repository} from the Hugging Face hub ({type(error).__name__}: {reason}): check the name and the "
+        "network, set HF_ENDPOINT to a mirror, or download model.safetensors and give its path"
+    )
+
+
+def _hub_info(config: dict[str, Any]) -> dict[str, Any]:
+    """timm's `config.json` as fields of `WeightsInfo`."""
+    recipe = config.get("pretrained_cfg", {})
+    size = recipe.get("input_size", (3, 299, 299))
+    fields = {name: recipe.get(name) for name in ("mean", "std", "crop_pct", "interpolation")}
+    return {"preprocessing": fields | {"image_size": size[-1]}, "class_names": config.get("label_names")}

@@ -1,0 +1,276 @@
+"""What every device can do, and the answers that hold for most of them. The base class is also the CPU's row."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import random
+import shutil
+from collections import deque
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+AMP_TYPES = ("off", "bf16", "fp16")
+
+T = TypeVar("T")
+
+
+class DeviceError(ValueError):
+    """A device, or a property of it, that was asked for and is not there. One line: what, why and the remedy."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class CopyStream:
+    """Copies to the device beside its computation: `with stream: ahead = copy(...)`, later `stream.ready(ahead)`.
+
+    Batches must be made ready in the order in which they were copied. Without `module` (`torch.cuda` and its like)
+    it is the off state: the device does everything in order.
+    """
+
+    def __init__(self, module: Any = None) -> None:
+        self._module = module
+        self._stream = module.Stream() if module is not None else None
+        self._context: Any = contextlib.nullcontext()
+        self._copied: deque[Any] = deque()
+
+    def __enter__(self) -> CopyStream:
+        if self._stream is not None:
+            self._context = self._module.stream(self._stream)
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        if self._stream is not None:
+            # One event per batch: the next batch's copy, already under way, is not waited for.
+            self._copied.append(self._stream.record_event())
+        self._context.__exit__(*exception)
+
+    def ready(self, batch: T) -> T:
+        """`batch`, to be used from here on: the computing stream waits for its copy."""
+        if self._stream is None:
+            return batch
+        current = self._module.current_stream()
+        current.wait_event(self._copied.popleft())
+        for tensor in _tensors(batch):
+            # Its memory belongs to the copying stream, which must not reuse it while the other computes.
+            tensor.record_stream(current)
+        return batch
+
+
+def _tensors(batch: Any) -> list[Any]:
+    values = list(batch) if isinstance(batch, (tuple, list)) else list(getattr(batch, "__dict__", {"": batch}).values())
+    return [value for value in values if hasattr(value, "record_stream") and value.device.type != "cpu"]
+
+
+class Accelerator:
+    """One device of this process, and how it differs from others. Ask `select` for it."""
+
+    type: ClassVar[str] = "cpu"
+    """As in `torch.device`."""
+    label: ClassVar[str] = "CPU"
+    backend: ClassVar[str] = "gloo"
+    """Of the process group."""
+    pin_memory: ClassVar[bool] = False
+    """Whether copies from page-locked memory are faster, and can run beside computation."""
+    can_sync_bn_natively: ClassVar[bool] = False
+    """Whether `torch.nn.SyncBatchNorm` runs."""
+    likes_channels_last: ClassVar[bool] = True
+    has_index: ClassVar[bool] = False
+    probing_is_free: ClassVar[bool] = True
+    """Whether asking for `absence` leaves no trace in the process."""
+
+    def __init__(self, index: int | None = None) -> None:
+        import torch
+
+        self.device = torch.device(self.type) if index is None else torch.device(self.type, index)
+
+    def __repr__(self) -> str:
+        return f"Accelerator({str(self.device)!r})"
+
+    @property
+    def module(self) -> Any:
+        """`torch.cpu`, `torch.cuda`, ...: the name space of this kind of device."""
+        import torch
+
+        return torch.get_device_module(self.type)
+
+    # ---- is it there
+
+    @classmethod
+    def expected(cls) -> bool:
+        """Whether the machine looks as if it had such a device, whatever its software."""
+        return False
+
+    @classmethod
+    def absence(cls) -> str | None:
+        """Why this kind of device cannot be used here, and the remedy; None when it can."""
+        return None
+
+    @classmethod
+    def count(cls) -> int:
+        """How many devices there are, where `absence` is None."""
+        return 1
+
+    def describe(self) -> str:
+        """The device in words, for logs."""
+        import torch
+
+        name = torch.cpu.get_capabilities().get("cpu_name") if hasattr(torch.cpu, "get_capabilities") else None
+        return f"{name or platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+    # ---- modes and precision
+
+    def activate(self, *, deterministic: bool = False, tf32: bool = True) -> None:
+        """Make this the device of the process and set its modes. Call before anything is moved to it.
+
+        `tf32` allows shortened products in float32 (TF32, HF32); the CPU has none and stays exact.
+        """
+        import torch
+
+        torch.use_deterministic_algorithms(deterministic)
+
+    def amp_dtype(self, amp: str) -> torch.dtype | None:
+        """The type that `amp` ("off", "bf16" or "fp16") computes in; None is off.
+
+        Raises:
+            DeviceError: the device cannot compute in it.
+        """
+        import torch
+
+        if amp not in AMP_TYPES:
+            raise DeviceError(f"amp {amp!r} is none of {', '.join(AMP_TYPES)}")
+        if amp == "off":
+            return None
+        support = self.amp_support(amp)
+        if support == "no":
+            raise DeviceError(f"amp {amp} is not supported by {self.describe()}: use amp {_other(amp)}, or off")
+        if support == "emulated":
+            logging.getLogger(__name__).warning(
+                "amp %s is emulated by this %s and slower than amp off", amp, self.label
+            )
+        return torch.bfloat16 if amp == "bf16" else torch.float16
+
+    def amp_support(self, amp: str) -> str:
+        """How the device computes in "bf16" or "fp16": "native", "emulated" (right, and slower than float32), "no"."""
+        import torch
+
+        mkldnn = torch.ops.mkldnn
+        query = mkldnn._is_mkldnn_bf16_supported if amp == "bf16" else mkldnn._is_mkldnn_fp16_supported
+        return "native" if query() else "emulated"
+
+    def autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision in `dtype` (from `amp_dtype`) while it is open; None does nothing."""
+        import torch
+
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.type, dtype=dtype)
+
+    def grad_scaler(
+        self, dtype: torch.dtype | None, loss_scale: float | str = "dynamic", *, fused_optimizer: bool = False
+    ) -> Any:
+        """A GradScaler that can hold its scale constant and counts skipped steps; off unless `dtype` is float16.
+
+        Args:
+            dtype: from `amp_dtype`.
+            loss_scale: "dynamic", or a number that the scale keeps. Steps that overflow are left out with both.
+            fused_optimizer: whether the optimizer comes from `fused_optimizer`.
+
+        Returns:
+            `inception_v4.accelerator.scaler.counting`'s class over `torch.amp.GradScaler` or the vendor's.
+        """
+        import torch
+
+        from inception_v4.accelerator.scaler import counting
+
+        enabled = dtype is torch.float16
+        vendor = self.vendor_scaler(fused_optimizer=fused_optimizer) if enabled else None
+        options = {} if vendor else {"device": self.type}
+        return counting(vendor or torch.amp.GradScaler)(loss_scale, enabled=enabled, **options)
+
+    def vendor_scaler(self, *, fused_optimizer: bool) -> Any | None:
+        """The GradScaler class that has to replace torch's own, if any."""
+        return None
+
+    def memory_format(self, channels_last: bool | None = None) -> torch.memory_format:
+        """Channels-last or contiguous; None is what the device likes. What it cannot do is a DeviceError."""
+        import torch
+
+        wanted = self.likes_channels_last if channels_last is None else channels_last
+        return torch.channels_last if wanted else torch.contiguous_format
+
+    # ---- memory, order of work, random numbers
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all its work."""
+        self.module.synchronize()
+
+    def peak_memory(self) -> int | None:
+        """Most bytes of device memory in use since the last reset; None where nobody counts (cpu, mps)."""
+        return None
+
+    def reset_peak_memory(self) -> None:
+        """Start a new count for `peak_memory`."""
+
+    def copy_stream(self) -> CopyStream:
+        """For copies beside computation; in order on devices without streams."""
+        return CopyStream()
+
+    def seed(self, seed: int) -> None:
+        """Seed Python's, numpy's and torch's generators, on the host and on every device."""
+        import numpy as np
+        import torch
+
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    # ---- processes, optimizer, compiler, profiler
+
+    @property
+    def multi_tensor(self) -> bool:
+        """Whether torch's foreach kernels pay off."""
+        return False
+
+    def process_group_options(self) -> dict[str, Any]:
+        """Keywords for `torch.distributed.init_process_group` beside the back end's name and the time limit."""
+        return {}
+
+    def ddp_options(self, *, fused_optimizer: bool = False) -> dict[str, Any]:
+        """Keywords for DistributedDataParallel, beside `device_ids`, that depend on the device."""
+        return {"gradient_as_bucket_view": True}
+
+    def fused_optimizer(self, name: str) -> Any | None:
+        """The vendor's fused form of the optimizer `name` (as in the settings), a class; None where there is none."""
+        return None
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether `torch.compile` has what it needs; on the CPU, a C++ compiler."""
+        return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+
+    def profiler(self, directory: str) -> Any:
+        """A context manager with `.step()` that leaves a TensorBoard trace of steps 2 to 4 (from 0) in `directory`."""
+        from torch import profiler
+
+        return self._profile(profiler, directory)
+
+    def _profile(self, profiler: Any, directory: str, *, activity: str | None = None) -> Any:
+        activities = [profiler.ProfilerActivity.CPU]
+        if activity:
+            activities.append(getattr(profiler.ProfilerActivity, activity))
+        return profiler.profile(
+            activities=activities,
+            schedule=profiler.schedule(wait=1, warmup=1, active=3, repeat=1),
+            on_trace_ready=profiler.tensorboard_trace_handler(str(directory)),
+        )
+
+
+def _other(amp: str) -> str:
+    return "fp16" if amp == "bf16" else "bf16"

@@ -86,7 +86,9 @@ class Augmentation(Section):
     ratio: Range = Field((0.75, 4 / 3), description="aspect range of the random crop")
     hflip: Fraction = Field(0.5, description="probability of a horizontal flip")
     vflip: Fraction = Field(0.0, description="probability of a vertical flip")
-    color_jitter: Annotated[float, Field(ge=0)] = Field(0.0, description="strength for brightness, contrast, saturation")
+    color_jitter: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="strength for brightness, contrast, saturation"
+    )
     auto_augment: str | None = Field(
         None, description="autoaug, randaug[-mM-nN], trivialaugwide or augmix[-mM]; replaces color_jitter"
     )
@@ -116,9 +118,7 @@ class Augmentation(Section):
 
     def preprocessing(self) -> Preprocessing:
         """The evaluation side of this section, as it travels with weights."""
-        return Preprocessing(
-            self.image_size, self.mean, self.std, self.crop_pct, self.interpolation, self.antialias
-        )
+        return Preprocessing(self.image_size, self.mean, self.std, self.crop_pct, self.interpolation, self.antialias)
 
 
 class Network(Section):
@@ -128,7 +128,9 @@ class Network(Section):
     in_channels: Positive = Field(3, description="input channels")
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="dropout before the classifier")
     init: Literal["torch", "tf", "xavier"] = Field("tf", description="initialisation; tf: truncated normal")
-    bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(0.1, description="torch's meaning: weight of the new batch")
+    bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="torch's meaning: weight of the new batch"
+    )
     bn_eps: Annotated[float, Field(gt=0)] = Field(1e-3, description="BatchNorm epsilon")
     pretrained: bool = Field(False, description="start from the published ImageNet weights")
     ckpt_path: str | None = Field(None, description="start from (or use) this weights file, or a run directory")
@@ -201,6 +203,7 @@ class Training(Section):
 class Run(Section):
     """Device, files and logging."""
 
+    recipe: str = Field("quickstart", description="name of the run's recipe, part of the default output_dir")
     device: str = Field("auto", description="auto, cpu, cuda, npu, mps or xpu, with :i for one of several")
     seed: Annotated[int, Field(ge=0)] = Field(42, description="of everything random")
     output_dir: str | None = Field(None, description="run directory; default runs/<recipe>-<time>")

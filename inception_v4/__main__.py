@@ -1,0 +1,6 @@
+"""`python -m inception_v4` and `torchrun -m inception_v4`."""
+
+from inception_v4.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The command line: the only place with argument parsing and exit codes.
+
+Nothing here imports torch before a command needs it: `--help` answers at once, and the device back ends are
+prepared before torch's first import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from inception_v4 import __version__
+
+FAILED, MISUSED = 1, 2
+"""Exit codes: the work failed; the command line or a setting is wrong."""
+
+CONTEXT = {
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+}
+
+COMMANDS = {
+    "train": "Train or fine-tune: pictures in, weights, curves and metrics out.",
+    "validate": "Loss, top-1 and top-5 of a weights file on labelled pictures.",
+    "predict": "Name what is on pictures.",
+    "convert": "Carry weights between PyTorch, timm, Cadene, MindCV and the ModelZoo.",
+    "env": "Versions, devices and what works here.",
+    "draw": "Draw a new picture of a shape, to try `predict` on.",
+}
+
+
+class Commands(click.Group):
+    """Subcommands whose code is imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module("inception_v4.commands"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings=CONTEXT)
+@click.version_option(__version__, prog_name="inception-v4")
+def cli() -> None:
+    """Inception-v4: train, validate, predict, convert.
+
+    \b
+    First steps:
+      inception-v4 train                                    a two-minute run on drawn pictures
+      inception-v4 train --data-dir photos/ --pretrained    your own folder, a sub-folder per class
+      inception-v4 predict photo.jpg --pretrained           ImageNet names for a picture
+      torchrun --nproc-per-node 8 -m inception_v4 train -c imagenet_rmsprop --data-dir /imagenet
+
+    Every command explains itself: inception-v4 COMMAND --help. With --debug an error shows its traceback.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 done, 1 failed, 2 wrong use, 75 stopped by a signal with its state saved."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words or bool(os.environ.get("INCEPTION_V4_DEBUG"))
+    words = [word for word in words if word != "--debug"]
+    sys.exit(run(words, debug=debug))
+
+
+def run(words: list[str], *, debug: bool = False) -> int:
+    """The exit code of a command; errors become one line on stderr."""
+    try:
+        outcome = cli.main(words, prog_name="inception-v4", standalone_mode=False)
+    except click.exceptions.Exit as finished:
+        return finished.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+        return MISUSED
+    except click.ClickException as error:
+        return _complain(error.format_message(), MISUSED)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", 130)
+    except BrokenPipeError:
+        # The reader (`| head`) has gone: nothing is wrong and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _complain(explain(error), getattr(error, "exit_code", FAILED))
+    return outcome if isinstance(outcome, int) else 0
+
+
+def explain(error: Exception) -> str:
+    """One line for a person. Errors meant for them are `ValueError`, `OSError` or this project's own."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename or ''}: {error.strerror}".removeprefix(": ")
+    ours = type(error).__module__.startswith("inception_v4")
+    if ours or isinstance(error, (ValueError, OSError)):
+        return text
+    return f"{type(error).__name__}: {text[:300]} (run again with --debug for the traceback)"
+
+
+def _complain(message: str, code: int) -> int:
+    rank = os.environ.get("RANK", "0")
+    click.echo(f"error: {message}" if rank == "0" else f"error (process {rank}): {message}", err=True)
+    return code

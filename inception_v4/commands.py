@@ -1,0 +1,285 @@
+"""The subcommands: flags in, a call into the package, results out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from inception_v4.accelerator import prepare_environment
+from inception_v4.cli import CONTEXT
+from inception_v4.config import leaf_fields, load_config, to_yaml
+from inception_v4.dialects import FLAGS
+from inception_v4.schema import Config
+
+VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
+
+
+class SettingsCommand(click.Command):
+    """A command whose flags are the settings of a run, shown by section; `name=value` needs no dashes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {option for parameter in self.params for option in parameter.opts}
+        return super().parse_args(ctx, [_with_dashes(word, known) for word in args])
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {"Options": []}
+        leaves = leaf_fields()
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            section = leaves[parameter.name][0] if parameter.name in leaves else None
+            if row:
+                holder = Config.model_fields[section].annotation if section else None
+                title = (holder.__doc__ or "").rstrip(".") if holder else "Options"
+                sections.setdefault(title, []).append(row)
+        for title, rows in sections.items():
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+def _with_dashes(word: str, known: set[str]) -> str:
+    name, equals, _ = word.partition("=")
+    return f"--{word}" if equals and f"--{name.replace('_', '-')}" in known else word
+
+
+def settings(*sections: str) -> Callable[[Any], Any]:
+    """A flag for every setting of the sections (default: all), and hidden ones in other projects' spelling."""
+
+    def decorate(function: Any) -> Any:
+        ours = leaf_fields()
+        for name in sorted(FLAGS, reverse=True):
+            if name not in ours:
+                function = _option(name, FLAGS[name], hidden=True)(function)
+        for name, (section, field) in reversed(ours.items()):
+            visible = not sections or section in sections
+            if field.annotation is bool or field.annotation == (bool | None):
+                function = _negative(name)(function)
+            function = _option(name, _help(field), hidden=not visible, is_bool=_is_bool(field))(function)
+        return function
+
+    return decorate
+
+
+def _is_bool(field: Any) -> bool:
+    return field.annotation is bool or field.annotation == (bool | None)
+
+
+def _help(field: Any) -> str:
+    default = field.default
+    if default is None or default is False or default == ():
+        return str(field.description)
+    shown = ",".join(f"{v:.4g}" for v in default) if isinstance(default, tuple) else default
+    return f"{field.description} [{shown}]"
+
+
+def _option(name: str, text: str, *, hidden: bool = False, is_bool: bool = False) -> Callable[[Any], Any]:
+    flag = name.replace("_", "-")
+    # Bare `--pretrained` is true, and so is `--pretrained True`; other projects' flags may stand alone too.
+    alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_bool or hidden else {}
+    metavar = "" if is_bool else "VALUE"
+    return click.option(f"--{flag}", name, type=str, default=None, help=text, hidden=hidden, metavar=metavar, **alone)
+
+
+def _negative(name: str) -> Callable[[Any], Any]:
+    return click.option(f"--no-{name.replace('_', '-')}", f"no_{name}", is_flag=True, default=False, hidden=True)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The settings that were on the command line; `--no-x` is x = false."""
+    values = {name: value for name, value in options.items() if value is not None and not name.startswith("no_")}
+    values |= {name[3:]: "false" for name, value in options.items() if name.startswith("no_") and value is True}
+    return values
+
+
+def _resolve(recipe: str | None, options: dict[str, Any]) -> Config:
+    config, notices = load_config(recipe, _given(options))
+    if os.environ.get("RANK", "0") == "0":
+        for notice in notices:
+            click.echo(notice, err=True)
+    return config
+
+
+config_option = click.option("-c", "--config", "recipe", metavar="FILE", help="YAML recipe: a path or a shipped name.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+
+@click.command(cls=SettingsCommand, context_settings=CONTEXT)
+@config_option
+@dry_run_option
+@settings()
+def train(recipe: str | None, dry_run: bool, **options: Any) -> None:
+    """Train or fine-tune.
+
+    Without a recipe and data: the two-minute `quickstart` on drawn pictures. With --data-dir and no recipe: the
+    `finetune` recipe. Shipped recipes: quickstart, finetune, cifar10_finetune, imagenet_rmsprop,
+    imagenet_momentum_mindcv. Add --smoke to try any of them in a minute.
+
+    \b
+      inception-v4 train --data-dir photos/ --pretrained --epochs 10
+      inception-v4 train -c cifar10_finetune --data-dir data/ --dataset-download
+      torchrun --nproc-per-node 8 -m inception_v4 train -c imagenet_rmsprop --data-dir /imagenet
+
+    A stopped run (exit code 75 after SIGTERM or Ctrl-C) goes on with --resume auto --output-dir ITS_FOLDER.
+    """
+    if recipe is None:
+        recipe = (
+            "finetune" if options.get("data_dir") or options.get("dataset") not in (None, "shapes") else "quickstart"
+        )
+    config = _resolve(recipe, options)
+    if dry_run:
+        click.echo(to_yaml(config), nl=False)
+        return
+    prepare_environment(config.run.device)
+    from inception_v4.train import train as run
+
+    run(config)
+
+
+@click.command(cls=SettingsCommand, context_settings=CONTEXT)
+@config_option
+@dry_run_option
+@json_option
+@click.option("--per-class", is_flag=True, help="Also a table of the classes, worst first.")
+@settings(*VALIDATION_SECTIONS)
+def validate(recipe: str | None, dry_run: bool, as_json: bool, per_class: bool, **options: Any) -> None:
+    """Validate weights on labelled pictures: a folder per class, CIFAR, ImageNet.
+
+    The weights file says how its pictures are resized, cropped and normalised; flags win over it.
+
+    \b
+      inception-v4 validate --ckpt-path runs/photos/best.safetensors --data-dir photos/
+      inception-v4 validate --pretrained --dataset imagenet --data-dir /imagenet
+    """
+    config = _resolve(recipe, options)
+    if dry_run:
+        click.echo(to_yaml(config), nl=False)
+        return
+    prepare_environment(config.run.device)
+    from inception_v4.validate import validate as run
+
+    result = run(config)
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if as_json:
+        click.echo(json.dumps(result if per_class else {k: v for k, v in result.items() if k != "per_class"}))
+        return
+    click.echo(
+        f"loss {result['loss']:.4f}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  "
+        f"({result['samples']} pictures, {result['images_per_second']:.1f} images/s)"
+    )
+    if per_class:
+        _print_table(
+            ("class", "pictures", "top-1 %", "top-5 %"),
+            [
+                (row["class"], str(row["samples"]), f"{row['top1']:.1f}", f"{row['top5']:.1f}")
+                for row in sorted(result["per_class"], key=lambda row: row["top1"])
+            ],
+        )
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("pictures", nargs=-1, required=True, metavar="PICTURE_OR_FOLDER...")
+@click.option("--ckpt-path", metavar="FILE", help="Weights file or run directory.")
+@click.option("--pretrained", is_flag=True, help="The published ImageNet weights.")
+@click.option("--top-k", default=5, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
+@click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
+@click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Pictures at a time.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")
+@click.option("--amp", default="off", show_default=True, type=click.Choice(["off", "bf16", "fp16"]), help="Precision.")
+@click.option("--on-corrupt", default="error", show_default=True, type=click.Choice(["error", "skip"]),
+              help="An unreadable picture.")  # fmt: skip
+@json_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
+def predict(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any) -> None:
+    """Name what is on pictures (files, or folders searched through).
+
+    \b
+      inception-v4 predict photo.jpg --pretrained
+      inception-v4 predict photos/ --ckpt-path runs/photos/best.safetensors --csv > names.csv
+    """
+    prepare_environment(options["device"])
+    from inception_v4 import predict as module
+
+    source = module.PRETRAINED if options["pretrained"] else options["ckpt_path"]
+    if source is None or (options["pretrained"] and options["ckpt_path"]):
+        raise click.UsageError(f"give --ckpt-path FILE or --pretrained, one of them{_newest_run()}")
+    predictor = module.Predictor(
+        source, device=options["device"], amp=options["amp"], batch_size=options["batch_size"],
+        image_size=options["image_size"],
+    )  # fmt: skip
+    for message in predictor.messages:
+        click.echo(message, err=True)
+    found = module.pictures_in(pictures)
+    predictions = module.predict_files(predictor, found, top_k=options["top_k"], on_corrupt=options["on_corrupt"])
+    if as_json:
+        click.echo(json.dumps([p.to_dict() for p in predictions]))
+    elif as_csv:
+        click.echo(module.to_csv(predictions), nl=False)
+    else:
+        _print_table(("picture", "class", "%"), [row for p in predictions for row in module.table_rows(p)])
+
+
+@click.command(context_settings=CONTEXT)
+@json_option
+def env(as_json: bool) -> None:
+    """Versions, devices (and why others are absent), precisions that work, process-group back ends."""
+    prepare_environment("auto")
+    from inception_v4.accelerator import environment_report
+
+    report = environment_report()
+    click.echo(json.dumps(report, indent=2) if as_json else "\n".join(_lines(report)))
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("output", type=click.Path(dir_okay=False))
+@click.option("--shape", metavar="KIND", help="Kind of shape; default: the name in OUTPUT, else circle.")
+@click.option("--seed", default=0, show_default=True, help="Another number, another picture.")
+@click.option("--size", default=96, show_default=True, type=click.IntRange(16), help="Side in pixels.")
+def draw(output: str, shape: str | None, seed: int, size: int) -> None:
+    """Draw a new picture of a shape; such pictures are never in the training set.
+
+    \b
+      inception-v4 draw star.jpg
+    """
+    from inception_v4.shapes import draw_new
+
+    click.echo(f"{output}: a {draw_new(Path(output), shape, seed=seed, size=size)}")
+
+
+def _print_table(header: Sequence[str], rows: list[Sequence[str]]) -> None:
+    """A table on a terminal, tab-separated values elsewhere."""
+    if not sys.stdout.isatty():
+        click.echo("\n".join("\t".join(row) for row in [header, *rows]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _lines(value: Any, indent: int = 0) -> list[str]:
+    """Nested mappings as indented `name: value` lines."""
+    pad = "  " * indent
+    lines = []
+    for name, item in value.items():
+        if isinstance(item, dict):
+            lines += [f"{pad}{name}:", *_lines(item, indent + 1)]
+        else:
+            shown = ", ".join(map(str, item)) if isinstance(item, (list, tuple)) else item
+            lines.append(f"{pad}{name}: {shown}")
+    return lines
+
+
+def _newest_run() -> str:
+    found = sorted(Path("runs").glob("*/best.safetensors"), key=lambda path: path.stat().st_mtime)
+    return f" (your newest: --ckpt-path {found[-1]})" if found else ""

@@ -1,0 +1,192 @@
+"""Settings of a run from a YAML recipe and the command line, checked, with errors that name the remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from inception_v4.dialects import translate
+from inception_v4.schema import Config
+
+AMP_ALIASES = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": "fp16"}
+_HERE = Path(__file__).parent
+RECIPE_FOLDERS = (_HERE / "configs", _HERE.parent / "configs")
+"""Where the shipped recipes are: inside an installed package, beside it in a checkout."""
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, malformed, out of range or contradicts another; one line with the remedy."""
+
+
+def leaf_fields() -> dict[str, tuple[str, FieldInfo]]:
+    """Every setting by its name: (section, field)."""
+    return {
+        name: (section, field)
+        for section, holder in Config.model_fields.items()
+        for name, field in holder.annotation.model_fields.items()  # type: ignore[union-attr]
+    }
+
+
+def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> tuple[Config, list[str]]:
+    """The configuration of a run.
+
+    Args:
+        file: a YAML recipe (nested by section or flat): a path, or the name of a shipped recipe.
+        overrides: settings that win over the file, by name; strings are converted.
+    Returns:
+        The configuration and notices for the user: what was translated from another project's spelling, what
+        has no effect here and why.
+    Raises:
+        FileNotFoundError, ConfigError: one line naming the value and the remedy.
+    """
+    values, notices = read_recipe(file) if file is not None else ({}, [])
+    given, more = translate(dict(overrides or {}))
+    if file is not None:
+        values.setdefault("recipe", Path(file).stem)
+    values.update(given)
+    config = build_config(values)
+    return (shrink(config) if config.run.smoke else config), notices + more
+
+
+def build_config(values: Mapping[str, Any]) -> Config:
+    """A checked `Config` from leaf names and values."""
+    leaves = leaf_fields()
+    sections: dict[str, dict[str, Any]] = {name: {} for name in Config.model_fields}
+    for name, value in values.items():
+        if name not in leaves:
+            raise ConfigError(unknown_setting(name))
+        if name in ("amp", "val_amp"):
+            value = AMP_ALIASES.get(str(value).lower(), value)
+            value = "off" if value is False else value  # YAML 1.1 reads a bare off as false
+        sections[leaves[name][0]][name] = value
+    try:
+        config = Config.model_validate(sections)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    _check_together(config)
+    return config
+
+
+def unknown_setting(name: str) -> str:
+    """The message for a name that is not a setting, with the nearest one."""
+    near = difflib.get_close_matches(name, leaf_fields(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "`inception-v4 train --help` lists all settings"
+    return f"unknown setting {name!r}: {hint}"
+
+
+def read_recipe(file: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """Leaf settings of a YAML file and notices about what was translated."""
+    path = find_recipe(file)
+    try:
+        documents = [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d is not None]
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    # A ModelZoo file holds three documents: values, help texts, choices. Only the first one is settings.
+    values = documents[0] if documents else {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, not settings: write `name: value` lines")
+    return translate(_flatten(values, path))
+
+
+def find_recipe(file: str | Path) -> Path:
+    """The path itself, or the shipped recipe of that name."""
+    path = Path(file)
+    if path.is_file():
+        return path
+    for folder in RECIPE_FOLDERS:
+        shipped = folder / f"{path.stem}.yaml"
+        if shipped.is_file():
+            return shipped
+    names = sorted(p.stem for folder in RECIPE_FOLDERS for p in folder.glob("*.yaml"))
+    raise FileNotFoundError(f"no recipe {str(file)!r}: give a YAML file or one of {', '.join(dict.fromkeys(names))}")
+
+
+def to_yaml(config: Config) -> str:
+    """All settings, nested by section; `load_config` reads it back to an equal configuration."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def shrink(config: Config) -> Config:
+    """The recipe at laptop size (`--smoke`): same code paths, under a minute on a CPU."""
+    values = config.flat()
+    if values["data_dir"] is None:
+        # The network's classes follow the generated pictures, whatever the recipe was made for.
+        values |= {"dataset": "shapes", "num_classes": None, "dataset_download": False, "extract": False}
+    epochs = min(values["epochs"], 2)
+    values |= {
+        "image_size": 75,
+        "epochs": epochs,
+        "warmup_epochs": min(values["warmup_epochs"], 1) if epochs > 1 else 0,
+        "decay_epochs": None if values["scheduler"].startswith("cosine") else values["decay_epochs"],
+        "batch_size": min(values["batch_size"], 8),
+        "val_batch_size": min(values["val_batch_size"] or 8, 8),
+        "num_samples": min(values["num_samples"] or 48, 48),
+        "val_samples": min(values["val_samples"] or 32, 32),
+        "shapes_train": min(values["shapes_train"], 200),
+        "shapes_val": min(values["shapes_val"], 40),
+        "workers": 0 if values["workers"] is None else min(values["workers"], 2),
+        "accum_steps": min(values["accum_steps"], 2),
+        "log_interval": 1,
+        "compile": False,
+    }
+    return build_config(values)
+
+
+def _flatten(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        is_section = name in Config.model_fields and isinstance(value, Mapping)
+        for leaf, leaf_value in (value if is_section else {name: value}).items():
+            leaf = str(leaf)
+            if leaf in leaves:
+                raise ConfigError(f"{path} gives {leaf!r} twice: keep one")
+            leaves[leaf] = leaf_value
+    return leaves
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        name = next((str(part) for part in reversed(item["loc"]) if part in leaf_fields()), "")
+        message = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        if not name:
+            lines.append(message)
+        elif not any(line.startswith(f"{name}=") for line in lines):
+            # A union reports each of its members: the first says enough.
+            field = leaf_fields()[name][1]
+            lines.append(f"{name}={item['input']!r}: {message[0].lower()}{message[1:]} ({field.description})")
+    return "; ".join(lines)
+
+
+def _check_together(config: Config) -> None:
+    """Contradictions between sections."""
+    aug, net, opt, plan, data = (
+        config.augmentation, config.network, config.optimizer, config.schedule, config.data
+    )  # fmt: skip
+    if len(aug.mean) != net.in_channels or len(aug.std) != net.in_channels:
+        raise ConfigError(
+            f"mean has {len(aug.mean)} and std {len(aug.std)} values but in_channels is {net.in_channels}: "
+            "give one value per channel"
+        )
+    if net.in_channels != 3:
+        raise ConfigError(
+            f"in_channels {net.in_channels}: pictures are read as RGB; use the Python API (InceptionV4) for others"
+        )
+    if plan.warmup_epochs > plan.epochs:
+        raise ConfigError(f"warmup_epochs {plan.warmup_epochs:g} is longer than epochs {plan.epochs}: shorten it")
+    if plan.min_lr > opt.lr:
+        raise ConfigError(f"min_lr {plan.min_lr:g} is above lr {opt.lr:g}: lower it")
+    if plan.scheduler == "multi_step" and not plan.milestones:
+        raise ConfigError("scheduler multi_step needs milestones, for example --milestones 30,60,90")
+    if data.dataset_download and data.dataset not in ("cifar10", "cifar100"):
+        raise ConfigError(f"dataset_download with dataset={data.dataset}: only cifar10 and cifar100 can be fetched")
+    if data.dataset in ("imagenet", "folder") and data.data_dir is None and not config.run.smoke:
+        raise ConfigError(f"dataset={data.dataset} needs data_dir: give --data-dir FOLDER (or --smoke to try without)")
+    if data.num_classes is not None and data.dataset == "shapes" and data.num_classes < data.shapes_classes:
+        raise ConfigError(f"num_classes {data.num_classes} is below shapes_classes {data.shapes_classes}")

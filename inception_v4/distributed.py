@@ -1,0 +1,193 @@
+"""The processes of a run: who am I, exact sums over all of them, and main-process-first sections.
+
+A run started by `torchrun` has RANK, WORLD_SIZE and LOCAL_RANK in its environment; without them the world has
+one process and every operation here is free.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from inception_v4.accelerator import Accelerator
+
+
+@dataclass(frozen=True)
+class World:
+    """`size` processes, of which this is number `rank` (`local_rank` on its machine)."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    # Small host-side messages travel over gloo beside the device's own back end, so that they never make the
+    # host wait for the device.
+    host_group: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier(group=self.host_group)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """One process of each machine runs the body first (a download, a cache), then the others."""
+        if self.local_rank != 0:
+            self.barrier()
+        try:
+            yield
+        finally:
+            # The barrier is reached after an error too: the others must not wait for a process that has died.
+            if self.local_rank == 0:
+                self.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """True when it is true in at least one process."""
+        if self.size == 1:
+            return flag
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, group=self.host_group)
+        return bool(votes.item())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over the processes, on the host (int64 or float64 stay what they are)."""
+        total = values.detach().cpu().clone()
+        if self.size > 1:
+            dist.all_reduce(total, group=self.host_group)
+        return total
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Every process's tensor, by rank, on the host. The first dimension may differ."""
+        mine = values.detach().cpu().contiguous()
+        if self.size == 1:
+            return [mine]
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.host_group)
+        longest = max(int(length) for length in lengths)
+        padded = mine.new_zeros((longest, *mine.shape[1:]))
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded, group=self.host_group)
+        return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every process's picklable value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.host_group)
+        return values
+
+    def share(self, value: Any) -> Any:
+        """The main process's picklable value, in every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.host_group)
+        return box[0]
+
+
+@contextmanager
+def session(accelerator: Accelerator, *, timeout_minutes: float = 60) -> Iterator[World]:
+    """The `World` of this process; the process group lives as long as the block.
+
+    The time limit is generous because one process may decode, write or compile while the others wait.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    limit = timedelta(minutes=timeout_minutes)
+    dist.init_process_group(accelerator.backend, timeout=limit, **accelerator.process_group_options())
+    try:
+        host_group = (
+            dist.group.WORLD if accelerator.backend == "gloo" else dist.new_group(backend="gloo", timeout=limit)
+        )
+        yield World(
+            rank=dist.get_rank(),
+            size=size,
+            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
+            host_group=host_group,
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """All-reduce whose gradient is the all-reduce of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class HostSyncBatchNorm(nn.BatchNorm2d):
+    """BatchNorm over all processes for devices where torch.nn.SyncBatchNorm refuses to run (the CPU)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        count = wide.new_tensor([wide.numel() / wide.shape[1]])
+        # Two passes: subtracting the mean first keeps the variance exact where E[x^2] - E[x]^2 would cancel.
+        sums = _SumOverProcesses.apply(torch.cat([wide.sum((0, 2, 3)), count]))
+        total = sums[-1].detach()
+        mean = sums[:-1] / total
+        centred = wide - mean[None, :, None, None]
+        variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / total
+        self._track(mean.detach(), variance.detach() * total / (total - 1))
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centred * scale[None, :, None, None] + self.bias[None, :, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), self.momentum)
+
+
+def synchronise_batch_norm(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """`model` with batch statistics taken over all processes; parameters and names stay as they are."""
+    if accelerator.can_sync_bn_natively:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = HostSyncBatchNorm
+    return model
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module, world: World) -> None:
+    """BatchNorm statistics become their mean over the processes, so that all of them validate one network."""
+    if world.size == 1:
+        return
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    flat = torch.cat([b.flatten().double().cpu() for b in buffers]) if buffers else torch.zeros(0)
+    mean = world.sum(flat) / world.size
+    offset = 0
+    for buffer in buffers:
+        buffer.copy_(mean[offset : offset + buffer.numel()].view_as(buffer))
+        offset += buffer.numel()

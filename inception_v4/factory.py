@@ -1,0 +1,87 @@
+"""The network together with its weights and what they say about themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from inception_v4.model import InceptionV4
+from inception_v4.weights import WeightsInfo, load_weights, read_weights
+
+PRETRAINED = "pretrained"
+"""The word for the published ImageNet weights (`timm/inception_v4.tf_in1k`)."""
+
+
+@dataclass
+class Opened:
+    """A network with weights, what they say about their use, and messages about what was adapted."""
+
+    model: InceptionV4
+    info: WeightsInfo
+    messages: list[str]
+
+
+def create_model(
+    num_classes: int | None = None,
+    *,
+    pretrained: bool = False,
+    ckpt_path: str | None = None,
+    **options: Any,
+) -> InceptionV4:
+    """An Inception-v4, with weights when asked.
+
+    Args:
+        num_classes: size of the head; 0 gives embeddings [B, 1536]. Default: that of the weights, or 1000.
+        pretrained: load the published ImageNet weights. Another `num_classes` gets a new head.
+        ckpt_path: load a weights file or run directory instead.
+        options: of `InceptionV4` (in_channels, drop_rate, init, bn_eps, bn_momentum, ...).
+    """
+    if pretrained and ckpt_path:
+        raise ValueError(f"pretrained and ckpt_path {ckpt_path!r} exclude each other: give one of them")
+    source = PRETRAINED if pretrained else ckpt_path
+    if source is None:
+        return InceptionV4(1000 if num_classes is None else num_classes, **options)
+    if num_classes is None:
+        num_classes = read_weights(source).info.num_classes
+    model = InceptionV4(num_classes, **options)
+    load_weights(model, source)
+    return model
+
+
+def open_model(source: str, *, num_classes: int | None = None, drop_rate: float = 0.0) -> Opened:
+    """The network that a weights file was made for, loaded, in evaluation mode.
+
+    Args:
+        source: a weights file, a run directory, a hub name, or `pretrained`.
+        num_classes: must equal the file's when given: a new head would only guess.
+    """
+    weights = read_weights(source)
+    info = weights.info
+    # TensorFlow's class 0, "background", is nobody's label: 1001 outputs become ImageNet's 1000 unless asked for.
+    wanted = num_classes or (1000 if info.may_have_background else info.num_classes)
+    if wanted != info.num_classes and not (wanted == 1000 and info.may_have_background):
+        raise ValueError(f"{source} has {info.num_classes} classes, not {wanted}: leave num_classes out")
+    model = InceptionV4(wanted, info.in_channels, drop_rate, bn_eps=info.bn_eps)
+    report = load_weights(model, weights, head="load")
+    return Opened(model.eval(), report.info, report.messages)
+
+
+def class_names_of(info: WeightsInfo) -> tuple[str, ...] | None:
+    """The names of the classes: those in the file, else ImageNet's synsets for 1000 or 1001 unnamed classes."""
+    if info.class_names is not None:
+        return info.class_names
+    if info.num_classes not in (1000, 1001):
+        return None
+    from timm.data import ImageNetInfo
+
+    synsets = tuple(ImageNetInfo().label_names())
+    return synsets if info.num_classes == 1000 else ("background", *synsets)
+
+
+def describe_class(name: str) -> str:
+    """Words for an ImageNet synset ("n01440764" -> "tench"); other names as they are."""
+    if not (len(name) == 9 and name[0] == "n" and name[1:].isdigit()):
+        return name
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo().label_name_to_description(name).split(",")[0]

@@ -1,0 +1,265 @@
+"""The parts of a run, built from its configuration; captured into and restored from a checkpoint."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inception_v4.accelerator import Accelerator
+from inception_v4.augment import DeviceTransform
+from inception_v4.checkpoint import CheckpointError, atomic_write, find_resume
+from inception_v4.config import to_yaml
+from inception_v4.data import EvalLoader, TrainLoader
+from inception_v4.distributed import World, synchronise_batch_norm
+from inception_v4.engine import Evaluation, Learner, Precision, make_criterion
+from inception_v4.factory import PRETRAINED
+from inception_v4.metrics import Throughput
+from inception_v4.model import InceptionV4
+from inception_v4.optim import Ema, NoEma, build_optimizer
+from inception_v4.runlog import RunLog, SilentLog, say
+from inception_v4.schedule import LearningRate
+from inception_v4.schema import Config
+from inception_v4.sources import Source, open_source
+from inception_v4.weights import WeightsInfo, load_weights
+
+
+@dataclass
+class Job:
+    """The parts of a run."""
+
+    config: Config
+    folder: Path
+    world: World
+    accelerator: Accelerator
+    learner: Learner
+    train_loader: TrainLoader
+    val_loader: EvalLoader
+    info: WeightsInfo
+    log: RunLog | SilentLog
+    steps_per_epoch: int
+    best: dict[str, Any] = field(default_factory=dict)
+    speed: Throughput = field(default_factory=Throughput)
+    stopping: list[int] = field(default_factory=list)
+    skipped: set[str] = field(default_factory=set)
+    pending_loss: Tensor | None = None  # sum over the steps since the last log line, on the device
+    pending_steps: int = 0
+
+    @property
+    def total_steps(self) -> int:
+        planned = self.config.schedule.epochs * self.steps_per_epoch
+        return min(planned, self.config.schedule.max_steps or planned)
+
+
+def prepare(config: Config, accelerator: Accelerator, world: World) -> Job:
+    """Data, network, optimizer and run directory; the state of an earlier run when resuming."""
+    source = open_source(config.data, "train", world=world, seed=config.run.seed)
+    held_out = open_source(config.data, "val", world=world, seed=config.run.seed)
+    classes = _head_size(config, source)
+    folder = _run_folder(config, world)
+    state = _earlier_state(config, folder, world)
+    model, info, messages = _network(config, source, classes, fresh=state is None)
+    loader = TrainLoader(
+        source, config.data, config.augmentation, world=world, seed=config.run.seed, pin_memory=accelerator.pin_memory
+    )
+    steps = -(-loader.steps_per_epoch // config.optimizer.accum_steps)
+    learner = _learner(config, model, accelerator, world, steps)
+    log = _open_log(config, folder, world, steps, resumed_at=state["step"] if state else 0)
+    val_loader = EvalLoader(
+        held_out,
+        config.augmentation.preprocessing(),
+        batch_size=config.data.val_batch_size or config.data.batch_size,
+        workers=config.data.workers,
+        world=world,
+        on_corrupt=config.data.on_corrupt,
+        pin_memory=accelerator.pin_memory,
+    )
+    job = Job(config, folder, world, accelerator, learner, loader, val_loader, info, log, steps)
+    if state is not None:
+        restore(job, state)
+    _introduce(job, source, held_out, messages, resumed=state is not None)
+    return job
+
+
+def capture(job: Job) -> dict[str, Any]:
+    """The whole training state as tensors and plain values."""
+    learner = job.learner
+    average = learner.ema.module
+    return {
+        "step": learner.step,
+        "steps_per_epoch": job.steps_per_epoch,
+        "model": learner.model.state_dict(),
+        "ema": average.state_dict() if average is not None else None,
+        "ema_updates": learner.ema.updates,
+        "optimizer": learner.optimizer.state_dict(),
+        "scaler": learner.scaler.state_dict(),
+        "best": job.best,
+        "info": weights_info(job, None).to_dict(),
+        "config": to_yaml(job.config),
+    }
+
+
+def restore(job: Job, state: dict[str, Any]) -> None:
+    """Continue from `capture`'s state. Random numbers need none: they are functions of seed and step."""
+    learner = job.learner
+    if state["steps_per_epoch"] != job.steps_per_epoch:
+        raise CheckpointError(
+            f"the checkpoint has {state['steps_per_epoch']} steps per epoch, this run {job.steps_per_epoch}: resume "
+            "with the same data, batch_size x processes, accum_steps and num_samples"
+        )
+    names = [g.get("param_names") for g in learner.optimizer.param_groups]
+    if names != [g.get("param_names") for g in state["optimizer"]["param_groups"]]:
+        raise CheckpointError(
+            "the checkpoint's optimizer has other parameter groups: resume with the same opt settings"
+        )
+    learner.model.load_state_dict(state["model"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    learner.scaler.load_state_dict(state["scaler"])
+    if learner.ema.module is not None:
+        if state["ema"] is None:
+            raise CheckpointError("the checkpoint has no averaged weights: resume without --ema")
+        learner.ema.module.load_state_dict(state["ema"])
+        learner.ema.updates = state["ema_updates"]
+    learner.step, job.best = state["step"], state["best"]
+
+
+def _head_size(config: Config, source: Source) -> int:
+    found, asked = len(source.class_names), config.data.num_classes
+    if asked is not None and asked < found:
+        raise ValueError(f"num_classes {asked} is below the {found} classes of the data: leave it out or raise it")
+    return asked or found
+
+
+def _run_folder(config: Config, world: World) -> Path:
+    name = config.run.output_dir or f"runs/{config.run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path(world.share(name))
+    if world.is_main:
+        if config.run.resume is None and (folder / "checkpoints").exists():
+            raise FileExistsError(
+                f"{folder} holds a run already: go on with --resume auto, or give another --output-dir"
+            )
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder / "config.yaml") as temporary:
+            temporary.write_text(to_yaml(config), encoding="utf-8")
+    world.barrier()
+    return folder
+
+
+def _earlier_state(config: Config, folder: Path, world: World) -> dict[str, Any] | None:
+    if config.run.resume is None:
+        return None
+    log = say if world.is_main else SilentLog().say
+    return find_resume(config.run.resume, folder / "checkpoints", log)
+
+
+def _network(config: Config, source: Source, classes: int, *, fresh: bool) -> tuple[nn.Module, WeightsInfo, list[str]]:
+    net = config.network
+    torch.manual_seed(config.run.seed)
+    model = InceptionV4(
+        classes, net.in_channels, net.drop_rate, init=net.init, bn_eps=net.bn_eps, bn_momentum=net.bn_momentum
+    )
+    weights = PRETRAINED if net.pretrained else net.ckpt_path
+    messages: list[str] = []
+    if weights and fresh:
+        report = load_weights(model, weights)
+        messages = [f"start from {weights}", *report.messages]
+    model.set_grad_checkpointing(net.grad_checkpointing)
+    names = tuple(source.class_names)
+    info = WeightsInfo(
+        num_classes=classes,
+        class_names=names if len(names) == classes else None,
+        preprocessing=config.augmentation.preprocessing(),
+        in_channels=net.in_channels,
+        bn_eps=net.bn_eps,
+        source=f"inception-v4 {config.run.recipe}",
+    )
+    return model, info, messages
+
+
+def _learner(config: Config, model: nn.Module, accelerator: Accelerator, world: World, steps_per_epoch: int) -> Learner:
+    training, opt, plan = config.training, config.optimizer, config.schedule
+    precision = Precision(
+        accelerator, accelerator.amp_dtype(training.amp), accelerator.memory_format(training.channels_last)
+    )
+    model.to(accelerator.device, memory_format=precision.memory_format)
+    if training.sync_bn and world.size > 1:
+        model = synchronise_batch_norm(model, accelerator)
+    compute = torch.compile(model) if training.compile else model
+    if world.size > 1:
+        ids = None if accelerator.type == "cpu" else [accelerator.device.index]
+        compute = nn.parallel.DistributedDataParallel(
+            compute,
+            device_ids=ids,
+            broadcast_buffers=False,
+            **accelerator.ddp_options(fused_optimizer=training.fused_optimizer),
+        )
+    lr = opt.lr
+    if opt.lr_base_batch:
+        lr *= config.data.batch_size * world.size * opt.accum_steps / opt.lr_base_batch
+    scale = 1.0 if opt.lr == 0 else lr / opt.lr
+    return Learner(
+        model=model,
+        compute=compute,
+        optimizer=build_optimizer(model, opt, lr),
+        scaler=accelerator.grad_scaler(precision.amp_dtype, training.loss_scale),
+        rate=LearningRate(
+            plan.scheduler, lr, steps_per_epoch, plan.epochs, plan.warmup_epochs, plan.warmup_lr * scale,
+            plan.min_lr * scale, plan.decay_epochs, plan.decay_rate, plan.milestones, plan.lr_epoch_stair,
+        ),
+        criterion=make_criterion(training.loss, training.label_smoothing),
+        transform=DeviceTransform(config.augmentation, num_classes=model.num_classes),
+        precision=precision,
+        ema=Ema(model, decay=opt.ema_decay, warmup=opt.ema_warmup) if opt.ema else NoEma(),
+        accum_steps=opt.accum_steps,
+        clip_grad=opt.clip_grad,
+        seed=config.run.seed,
+        rank=world.rank,
+    )  # fmt: skip
+
+
+def _open_log(config: Config, folder: Path, world: World, steps: int, *, resumed_at: int) -> RunLog | SilentLog:
+    if not world.is_main:
+        return SilentLog()
+    planned = config.schedule.epochs * steps
+    return RunLog(
+        folder,
+        total_steps=min(planned, config.schedule.max_steps or planned),
+        tensorboard=config.run.tensorboard,
+        resumed_at=resumed_at,
+    )
+
+
+def _introduce(job: Job, source: Source, held_out: Source, messages: list[str], *, resumed: bool) -> None:
+    config, world = job.config, job.world
+    per_step = config.data.batch_size * world.size * config.optimizer.accum_steps
+    job.log.say(
+        f"{config.run.recipe}: {len(source)} training and {len(held_out)} validation pictures, "
+        f"{len(source.class_names)} classes, {config.augmentation.image_size} px"
+    )
+    amp = config.training.amp
+    job.log.say(
+        f"{job.accelerator.describe()} x {world.size}, {'float32' if amp == 'off' else amp}, "
+        f"{per_step} images per step, {job.steps_per_epoch} steps per epoch, {config.optimizer.opt} "
+        f"lr {job.learner.rate.lr:g}, {config.schedule.epochs} epochs -> {job.folder}"
+    )
+    for message in messages:
+        job.log.say(message)
+    if resumed:
+        job.log.say(f"resumed at step {job.learner.step} of {job.total_steps}")
+    bn_steps = job.total_steps * config.network.bn_momentum
+    if bn_steps < 3 and not config.network.pretrained:
+        job.log.say(
+            f"bn_momentum {config.network.bn_momentum:g} over {job.total_steps} steps leaves BatchNorm's statistics "
+            "near their start: validation will look random; use --bn-momentum 0.1 for a short run"
+        )
+
+
+def weights_info(job: Job, result: Evaluation | None) -> WeightsInfo:
+    extra: dict[str, Any] = {"recipe": job.config.run.recipe, "step": job.learner.step}
+    if result is not None:
+        extra |= {"top1": result.top1, "top5": result.top5}
+    return job.info.replace(extra=extra)

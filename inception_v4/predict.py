@@ -1,0 +1,154 @@
+"""Names for pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inception_v4.accelerator import select
+from inception_v4.augment import DeviceTransform, eval_transform
+from inception_v4.engine import Precision
+from inception_v4.factory import PRETRAINED, class_names_of, create_model, describe_class, open_model
+from inception_v4.pictures import CorruptImage, find_pictures, read_picture
+from inception_v4.runlog import say, track
+
+__all__ = ["Prediction", "Predictor", "create_model", "pictures_in"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The classes of one picture, most probable first."""
+
+    picture: str
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        ranked = zip(self.classes, self.probabilities, strict=True)
+        return {
+            "picture": self.picture,
+            "class": self.classes[0],
+            "probability": self.probabilities[0],
+            "top": [{"class": name, "description": describe_class(name), "probability": p} for name, p in ranked],
+        }
+
+
+class Predictor:
+    """A weights file that names pictures.
+
+        predictor = Predictor("runs/photos/best.safetensors")
+        print(predictor(["cat.jpg"])[0].classes[0])
+
+    Args:
+        source: a weights file, a run directory, a hub name, or `pretrained`.
+        device: as `--device`.
+        amp: `off`, `bf16` or `fp16`.
+        batch_size: pictures per forward pass.
+        image_size: side of the input in pixels; default: what the weights say.
+    """
+
+    def __init__(
+        self,
+        source: str = PRETRAINED,
+        *,
+        device: str = "auto",
+        amp: str = "off",
+        batch_size: int = 16,
+        image_size: int | None = None,
+    ) -> None:
+        accelerator = select(device)
+        accelerator.activate()
+        opened = open_model(source)
+        self.messages, self.info, self.batch_size = opened.messages, opened.info, batch_size
+        self.preprocessing = opened.info.preprocessing.replace(image_size=image_size)
+        self.class_names = class_names_of(opened.info) or tuple(str(i) for i in range(opened.info.num_classes))
+        self._precision = Precision(accelerator, accelerator.amp_dtype(amp), accelerator.memory_format())
+        self._model = opened.model.to(accelerator.device, memory_format=self._precision.memory_format)
+        self._resize = eval_transform(self.preprocessing)
+        self._normalise = DeviceTransform(self.preprocessing, num_classes=opened.info.num_classes)
+
+    def __call__(self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5) -> list[Prediction]:
+        """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W]."""
+        results = []
+        for start in range(0, len(pictures), self.batch_size):
+            chunk = pictures[start : start + self.batch_size]
+            probabilities = self.probabilities(chunk)
+            values, indices = probabilities.topk(min(top_k, probabilities.shape[1]), dim=1)
+            for picture, p, i in zip(chunk, values.tolist(), indices.tolist(), strict=True):
+                name = "" if isinstance(picture, Tensor) else os.fspath(picture)
+                results.append(Prediction(name, tuple(self.class_names[k] for k in i), tuple(p)))
+        return results
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Sequence[str | os.PathLike[str] | Tensor]) -> Tensor:
+        """Softmax outputs [B, K] of one batch, float32 on the host."""
+        decoded = [p if isinstance(p, Tensor) else read_picture(Path(p)) for p in pictures]
+        images = torch.stack([self._resize(picture) for picture in decoded])
+        images = self._normalise.eval(images.to(self._precision.accelerator.device))
+        with self._precision.autocast():
+            logits = self._model(self._precision.place(images))
+        return logits.float().softmax(dim=1).cpu()
+
+
+def pictures_in(paths: Sequence[str]) -> list[Path]:
+    """The pictures named: files as they are, folders searched through, in sorted order."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = find_pictures(path)
+            if not inside:
+                raise ValueError(f"no pictures in {path}: it needs .jpg or .png files")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise FileNotFoundError(f"no picture or folder {path}")
+    return found
+
+
+def to_csv(predictions: Sequence[Prediction]) -> str:
+    """One row per picture and rank."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["picture", "rank", "class", "description", "probability"])
+    for prediction in predictions:
+        for rank, (name, p) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True), start=1):
+            writer.writerow([prediction.picture, rank, name, describe_class(name), f"{p:.6f}"])
+    return out.getvalue()
+
+
+def predict_files(predictor: Predictor, files: Sequence[Path], *, top_k: int, on_corrupt: str) -> list[Prediction]:
+    """Predictions for readable files; with `skip` the others are named on stderr and counted."""
+    results, skipped = [], []
+    for file in track(files, "predicting", len(files)):
+        try:
+            results += predictor([file], top_k)
+        except CorruptImage as error:
+            if on_corrupt != "skip":
+                raise
+            skipped.append(str(error))
+    for message in skipped:
+        say(f"skipped: {message}")
+    return results
+
+
+def table_rows(prediction: Prediction) -> list[tuple[str, str, str]]:
+    """Rows (picture, class, percent) of a table; the picture is named once."""
+    ranked = zip(prediction.classes, prediction.probabilities, strict=True)
+    return [
+        (prediction.picture if rank == 0 else "", _titled(name), f"{100 * p:.2f}")
+        for rank, (name, p) in enumerate(ranked)
+    ]
+
+
+def _titled(name: str) -> str:
+    words = describe_class(name)
+    return name if words == name else f"{words} ({name})"

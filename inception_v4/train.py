@@ -1,0 +1,218 @@
+"""The training recipe, in the order in which it runs. The only file that sees a whole `Config`."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from inception_v4.accelerator import select
+from inception_v4.checkpoint import save_checkpoint
+from inception_v4.distributed import average_buffers, session
+from inception_v4.engine import Evaluation, Precision, evaluate, require_finite, train_one_epoch
+from inception_v4.job import Job, capture, prepare, weights_info
+from inception_v4.report import draw_curves
+from inception_v4.schema import Config
+from inception_v4.weights import save_weights
+
+INTERRUPTED = 75
+"""Exit code after SIGTERM or SIGINT: a checkpoint was written, `--resume auto` goes on (EX_TEMPFAIL)."""
+
+SIGNAL_CHECK_STEPS = 10
+"""Several processes agree on stopping only every so many steps: agreement costs a message."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its state is saved."""
+
+    exit_code = INTERRUPTED
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Run a recipe; returns the summary that is also in the run directory.
+
+    Raises:
+        Interrupted: a signal came and the state was saved.
+        DivergedError, ValueError, OSError: with one line that says what to do.
+    """
+    accelerator = select(config.run.device)
+    accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
+    with session(accelerator) as world:
+        job = prepare(config, accelerator, world)
+        try:
+            with _catch_signals(job.stopping):
+                run_epochs(job)
+            return finish(job)
+        finally:
+            job.log.close()
+
+
+def run_epochs(job: Job) -> None:
+    """Train, validate and save until the planned number of steps is done."""
+    learner, every = job.learner, job.config.run.val_interval
+    accum = job.config.optimizer.accum_steps
+    while learner.step < job.total_steps:
+        epoch, position = divmod(learner.step, job.steps_per_epoch)
+        job.speed.resume()
+        batches = job.train_loader.epoch(epoch, start=position * accum)
+        pictures = _note_skipped(job, batches)
+        train_one_epoch(learner, pictures, epoch=epoch, after_step=partial(_after_step, job))
+        _log_training(job)
+        job.speed.pause()
+        finished = learner.step >= job.total_steps
+        if learner.step % job.steps_per_epoch == 0 or finished:
+            # Statistics are averaged even where no validation follows: all processes go on from one network.
+            average_buffers(learner.model, job.world)
+            if (epoch + 1) % every == 0 or finished:
+                validate_epoch(job, epoch)
+            if (epoch + 1) % job.config.run.ckpt_interval == 0 or finished:
+                save(job)
+
+
+def validate_epoch(job: Job, epoch: int) -> None:
+    """Validate the weights and their average; keep the better as best.safetensors."""
+    record: dict[str, Any] = {"epoch": epoch, "step": job.learner.step, "progress": epoch + 1}
+    candidates: list[tuple[str, nn.Module | None]] = [("", job.learner.model), ("ema_", job.learner.ema.module)]
+    results: dict[str, Evaluation] = {}
+    for prefix, model in candidates:
+        if model is not None:
+            results[prefix] = _evaluate(job, model)
+            record |= results[prefix].record(prefix)
+    job.log.validation(record)
+    prefix, result = max(results.items(), key=lambda item: item[1].top1)
+    if result.top1 > job.best.get("top1", -1.0):
+        job.best = {
+            "top1": result.top1,
+            "top5": result.top5,
+            "loss": result.loss,
+            "epoch": epoch,
+            "averaged": bool(prefix),
+        }
+        if job.world.is_main:
+            save_weights(dict(candidates)[prefix], job.folder / "best.safetensors", weights_info(job, result))
+    job.skipped |= set(result.skipped)
+
+
+def save(job: Job) -> None:
+    """Write a checkpoint of everything, and the weights as last.safetensors."""
+    require_finite(0.0, job.learner.model, step=job.learner.step)
+    average_buffers(job.learner.model, job.world)
+    if job.world.is_main:
+        save_checkpoint(
+            job.folder / "checkpoints", job.learner.step, capture(job), keep=job.config.run.keep_checkpoint_max
+        )
+        save_weights(
+            job.learner.ema.module or job.learner.model, job.folder / "last.safetensors", weights_info(job, None)
+        )
+    job.world.barrier()
+
+
+def finish(job: Job) -> dict[str, Any]:
+    """Curves and the closing lines."""
+    summary = {
+        "output_dir": str(job.folder), "steps": job.learner.step, "best": job.best,
+        "images_per_second": job.speed.per_second and job.speed.per_second * job.world.size,
+        "skipped_pictures": len(job.skipped), "weights": str(job.folder / "best.safetensors"),
+    }  # fmt: skip
+    if job.world.is_main:
+        draw_curves(job.folder, title=f"{job.config.run.recipe}: {job.learner.step} steps")
+        best = job.best
+        job.log.say(
+            f"best top-1 {best['top1']:.2f} %, top-5 {best['top5']:.2f} % after epoch {best['epoch'] + 1}"
+            + (" (averaged weights)" if best["averaged"] else "")
+        )
+        if job.skipped:
+            job.log.say(f"{len(job.skipped)} unreadable pictures were skipped: {', '.join(sorted(job.skipped)[:5])}")
+        job.log.say(f"weights {summary['weights']}, curves {job.folder / 'curves.png'}")
+        job.log.say(f"next: inception-v4 predict PICTURE --ckpt-path {summary['weights']}")
+    job.world.barrier()
+    return summary
+
+
+def _after_step(job: Job, loss: Tensor, images: int) -> bool:
+    """Bookkeeping of one step; True stops the epoch because the run is over."""
+    learner, run = job.learner, job.config.run
+    job.pending_loss = loss if job.pending_loss is None else job.pending_loss + loss
+    job.pending_steps += 1
+    job.speed.update(images)
+    step = learner.step
+    if step % run.log_interval == 0 or step == 1:
+        _log_training(job)
+    if run.ckpt_steps and step % run.ckpt_steps == 0 and step % job.steps_per_epoch:
+        save(job)
+        job.speed.resume()
+    if (job.world.size == 1 or step % SIGNAL_CHECK_STEPS == 0) and job.world.any(bool(job.stopping)):
+        save(job)
+        raise Interrupted(
+            f"stopped by signal {job.stopping[0] if job.stopping else 'of another process'} at step {step}: "
+            f"go on with --resume auto --output-dir {job.folder}"
+        )
+    return step >= job.total_steps
+
+
+def _log_training(job: Job) -> None:
+    if not job.pending_steps or job.pending_loss is None:
+        return
+    mean = float(job.world.sum(job.pending_loss.double().cpu() / job.pending_steps)) / job.world.size
+    job.pending_loss, job.pending_steps = None, 0
+    step = job.learner.step
+    require_finite(mean, job.learner.model, step=step)
+    speed = job.speed.per_second
+    job.log.train(
+        {
+            "epoch": (step - 1) // job.steps_per_epoch,
+            "step": step,
+            "progress": step / job.steps_per_epoch,
+            "loss": mean,
+            "lr": job.learner.rate(step - 1),
+            "images_per_second": speed and speed * job.world.size,
+        }
+    )
+
+
+def _note_skipped(job: Job, batches: Any) -> Iterator[Any]:
+    for batch in batches:
+        job.skipped.update(batch.skipped)
+        yield batch
+
+
+def _evaluate(job: Job, model: nn.Module) -> Evaluation:
+    config = job.config
+    precision = job.learner.precision
+    amp = config.training.val_amp or config.training.amp
+    precision = Precision(precision.accelerator, precision.accelerator.amp_dtype(amp), precision.memory_format)
+    was_training = model.training
+    model.eval()
+    try:
+        return evaluate(
+            model,
+            job.val_loader,
+            transform=job.learner.transform,
+            precision=precision,
+            world=job.world,
+            batch_size=config.data.val_batch_size or config.data.batch_size,
+        )
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _catch_signals(stopping: list[int]) -> Iterator[None]:
+    """SIGTERM and SIGINT ask for a stop at the next step; a second one ends the program at once."""
+
+    def ask(number: int, frame: Any) -> None:
+        if stopping:
+            os._exit(128 + number)
+        stopping.append(number)
+
+    earlier = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

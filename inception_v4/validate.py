@@ -1,0 +1,118 @@
+"""Validation of anyone's weights on a folder of pictures."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from inception_v4.accelerator import select
+from inception_v4.augment import DeviceTransform
+from inception_v4.data import EvalLoader
+from inception_v4.distributed import session
+from inception_v4.engine import Evaluation, Precision, evaluate
+from inception_v4.factory import PRETRAINED, class_names_of, open_model
+from inception_v4.metrics import class_table
+from inception_v4.preprocessing import Preprocessing
+from inception_v4.runlog import say, track
+from inception_v4.schema import Config
+from inception_v4.sources import RelabelledSource, Source, open_source
+
+
+def validate(config: Config) -> dict[str, Any]:
+    """Loss, top-1 and top-5 (percent) of a weights file over the validation pictures, each counted once.
+
+    The file says how its pictures are prepared; settings given explicitly win over it.
+    """
+    source = PRETRAINED if config.network.pretrained else config.network.ckpt_path
+    if source is None:
+        raise ValueError("nothing to validate: give --ckpt-path FILE or --pretrained")
+    accelerator = select(config.run.device)
+    accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
+    with session(accelerator) as world:
+        opened = open_model(source, num_classes=config.data.num_classes)
+        preprocessing = explicit_preprocessing(config, opened.info.preprocessing)
+        pictures = open_source(config.data, "val", world=world, seed=config.run.seed)
+        names = class_names_of(opened.info)
+        pictures = match_labels(pictures, names, opened.info.num_classes, asked=config.data.num_classes)
+        amp = config.training.val_amp or config.training.amp
+        precision = Precision(
+            accelerator, accelerator.amp_dtype(amp), accelerator.memory_format(config.training.channels_last)
+        )
+        model = opened.model.to(accelerator.device, memory_format=precision.memory_format)
+        batch_size = config.data.val_batch_size or config.data.batch_size
+        loader = EvalLoader(
+            pictures, preprocessing, batch_size=batch_size, workers=config.data.workers, world=world,
+            on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
+        )  # fmt: skip
+        if world.is_main:
+            for message in opened.messages:
+                say(message)
+            say(f"{len(pictures)} pictures, {preprocessing.image_size} px, {accelerator.describe()} x {world.size}")
+        started = time.perf_counter()
+        result = evaluate(
+            model,
+            track(loader, "validating", len(loader)) if world.is_main else loader,
+            transform=DeviceTransform(preprocessing, num_classes=opened.info.num_classes),
+            precision=precision,
+            world=world,
+            batch_size=batch_size,
+        )
+        seconds = time.perf_counter() - started
+        if world.is_main:
+            for warning in suspicions(result):
+                say(warning)
+    return report(result, source, preprocessing, seconds, names)
+
+
+def explicit_preprocessing(config: Config, stored: Preprocessing) -> Preprocessing:
+    """What the weights say, overruled by the settings that were given explicitly."""
+    section = config.augmentation
+    given = {name: getattr(section, name) for name in section.model_fields_set if hasattr(stored, name)}
+    return stored.replace(**given)
+
+
+def match_labels(source: Source, names: tuple[str, ...] | None, num_classes: int, *, asked: int | None) -> Source:
+    """`source` with its labels in the network's numbering: by class name where both have names, else by index.
+
+    Raises:
+        ValueError: the data's classes cannot be those of the network.
+    """
+    found = source.class_names
+    if names is not None and found != names and set(found) <= set(names):
+        position = {name: index for index, name in enumerate(names)}
+        return RelabelledSource(source, [position[name] for name in found], names)
+    if len(found) == num_classes or (asked is not None and len(found) <= num_classes):
+        return source
+    raise ValueError(
+        f"the data has {len(found)} classes ({', '.join(found[:3])}, ...) and the weights {num_classes}, with other "
+        "names: give the matching --data-dir, or --num-classes to say that labels are indices"
+    )
+
+
+def suspicions(result: Evaluation) -> list[str]:
+    """Warnings about labels that are off by one, the usual reason for 1 % where 80 % was expected."""
+    warnings = []
+    for shift in (1, -1):
+        hits = 100 * float((result.predicted == result.labels + shift).double().mean())
+        if result.samples >= 50 and hits > 20 and hits > 3 * result.top1:
+            warnings.append(
+                f"labels look off by {shift:+d}: top-1 is {result.top1:.2f} % but {hits:.2f} % with labels {shift:+d}; "
+                "a background class (1001 outputs) or another class order is the usual cause"
+            )
+    if result.skipped:
+        warnings.append(f"{len(result.skipped)} unreadable pictures were skipped: {', '.join(result.skipped[:5])}")
+    return warnings
+
+
+def report(
+    result: Evaluation, source: str, preprocessing: Preprocessing, seconds: float, names: tuple[str, ...] | None
+) -> dict[str, Any]:
+    """The result as plain values: percentages, counts, and what they were measured with."""
+    return {
+        **result.record(),
+        "skipped": len(result.skipped),
+        "weights": source,
+        "images_per_second": result.samples / seconds,
+        "preprocessing": preprocessing.to_dict(),
+        "per_class": class_table(result.per_class, names),
+    }

@@ -1,0 +1,277 @@
+"""Transforms of a picture in a worker (uint8 to uint8) and of a batch on the device (normalise, erase, mix).
+
+Worker transforms draw from torch's global generator, which the loader seeds per sample.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from inception_v4.preprocessing import Preprocessing
+from inception_v4.schema import Augmentation
+
+Transform = Callable[[Tensor], Tensor]
+
+_INTERPOLATION = {
+    "bicubic": InterpolationMode.BICUBIC,
+    "bilinear": InterpolationMode.BILINEAR,
+    "nearest": InterpolationMode.NEAREST_EXACT,  # the pixel that Pillow takes
+}
+
+
+class LabelledImages(Protocol):
+    """What is needed of `data.Batch`."""
+
+    images: Tensor
+    labels: Tensor
+    erase: Tensor | None
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """Resize the shorter side, crop the centre: [3, H, W] to [3, S, S] uint8.
+
+    Equal to timm's (Pillow's) within one grey level; without antialiasing equal to MindSpore's.
+    """
+
+    preprocessing: Preprocessing
+
+    def __call__(self, image: Tensor) -> Tensor:
+        how = self.preprocessing
+        size = how.image_size
+        shorter = math.floor(size / how.crop_pct)
+        image = F.resize(image, [shorter], _INTERPOLATION[how.interpolation], antialias=how.antialias)
+        if how.antialias:
+            return F.center_crop(image, [size, size])
+        # MindSpore rounds the offset down, torchvision half to even.
+        top, left = (image.shape[-2] - size) // 2, (image.shape[-1] - size) // 2
+        return F.crop(image, top, left, size, size)
+
+
+@dataclass(frozen=True)
+class PadCrop:
+    """CIFAR's crop: 4 black pixels on each side, a crop of the original size anywhere, then resize to [3, S, S]."""
+
+    augmentation: Augmentation
+
+    def __call__(self, image: Tensor) -> Tensor:
+        how = self.augmentation
+        top, left = torch.randint(0, 9, (2,)).tolist()
+        height, width = image.shape[-2:]
+        image = F.crop(F.pad(image, [4]), top, left, height, width)
+        size = [how.image_size, how.image_size]
+        return F.resize(image, size, _INTERPOLATION[how.interpolation], antialias=how.antialias)
+
+
+def eval_transform(preprocessing: Preprocessing) -> Transform:
+    """Deterministic: [3, H, W] to [3, S, S] uint8."""
+    return EvalTransform(preprocessing)
+
+
+def train_transform(augmentation: Augmentation) -> Transform:
+    """Random: [3, H, W] to [3, S, S] uint8. Erasing and mixing are `DeviceTransform`'s.
+
+    Raises:
+        ValueError: `auto_augment` is not understood.
+    """
+    steps: list[Any] = [_crop(augmentation)]
+    if augmentation.hflip:
+        steps.append(v2.RandomHorizontalFlip(augmentation.hflip))
+    if augmentation.vflip:
+        steps.append(v2.RandomVerticalFlip(augmentation.vflip))
+    strength = augmentation.color_jitter
+    if augmentation.auto_augment is not None:
+        fill = [round(255 * value) for value in augmentation.mean]
+        steps.append(policy(augmentation.auto_augment, fill))
+    elif strength:
+        steps.append(v2.ColorJitter(strength, strength, strength))
+    return v2.Compose(steps)
+
+
+def _crop(augmentation: Augmentation) -> Transform:
+    if augmentation.train_crop == "pad":
+        return PadCrop(augmentation)
+    if augmentation.train_crop == "centre":
+        return EvalTransform(augmentation.preprocessing())
+    return v2.RandomResizedCrop(
+        augmentation.image_size,
+        scale=augmentation.scale,
+        ratio=augmentation.ratio,
+        interpolation=_INTERPOLATION[augmentation.interpolation],
+        antialias=augmentation.antialias,
+    )
+
+
+_POLICY_NAMES = {
+    "autoaug": "autoaug", "original": "autoaug",
+    "rand": "randaug", "randaug": "randaug", "randaugment": "randaug",
+    "trivialaugwide": "trivialaugwide", "trivialaugment": "trivialaugwide", "trivialaug": "trivialaugwide",
+    "augmix": "augmix",
+}  # fmt: skip
+_POLICY_OPTIONS: dict[str, dict[str, tuple[int, int]]] = {  # letter: (least, largest)
+    "autoaug": {},
+    "randaug": {"m": (0, 10), "n": (1, 14)},
+    "trivialaugwide": {},
+    "augmix": {"m": (1, 10), "w": (1, 100), "d": (1, 100)},
+}
+_WITHOUT_EFFECT = {"randaug": {"inc1", "mstd0", "mstd0.0", "p1", "p1.0"}, "augmix": {"mstd0", "mstd0.0", "b0"}}
+
+
+def policy(text: str, fill: list[int]) -> Transform:
+    """The policy that `text` names, in timm's and MindCV's spelling; `fill` is the colour of uncovered corners.
+
+    `autoaug`; `randaug-mM-nN` (magnitude M of 10, default 9; N operations, default 2; each is applied, stronger
+    with M); `trivialaugwide`; `augmix-mM-wW-dD` (severity 3, width 3, depth 1 to 3 at random). Options that would
+    mean something else than in timm (`mstd0.5`, `p0.5`, `t1`, ...) are errors.
+    """
+    name, *parts = text.strip().lower().split("-")
+    kind = _POLICY_NAMES.get(name)
+    if kind is None:
+        raise ValueError(
+            f"auto_augment {text!r} is unknown: choose autoaug, randaug[-mM-nN], trivialaugwide or augmix[-mM-wW-dD]"
+        )
+    options = _policy_options(text, kind, parts)
+    shared: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": fill}
+    if kind == "autoaug":
+        return v2.AutoAugment(**shared)
+    if kind == "trivialaugwide":
+        return v2.TrivialAugmentWide(**shared)
+    if kind == "randaug":
+        # 11 bins: magnitude 10 is the last one, as on the scale of 10 that timm and MindCV use.
+        return v2.RandAugment(options.get("n", 2), options.get("m", 9), num_magnitude_bins=11, **shared)
+    return v2.AugMix(options.get("m", 3), options.get("w", 3), options.get("d", -1), **shared)
+
+
+def _policy_options(text: str, kind: str, parts: list[str]) -> dict[str, int]:
+    allowed = _POLICY_OPTIONS[kind]
+    options: dict[str, int] = {}
+    for part in parts:
+        if part in _WITHOUT_EFFECT.get(kind, ()):
+            continue
+        match = re.fullmatch(r"([a-z])(\d+)", part)
+        if not match or match[1] not in allowed:
+            known = ", ".join(f"{letter}{low}..{high}" for letter, (low, high) in allowed.items()) or "no options"
+            raise ValueError(f"auto_augment {text!r}: option {part!r} is not supported; {kind} takes {known}")
+        low, high = allowed[match[1]]
+        value = int(match[2])
+        if not low <= value <= high:
+            raise ValueError(f"auto_augment {text!r}: {part!r} must be between {low} and {high}")
+        options[match[1]] = value
+    return options
+
+
+def draw_erased_box(augmentation: Augmentation) -> Tensor:
+    """Random erasing's box [top, left, bottom, right], int32; all 0 for none. From torch's global generator."""
+    size = augmentation.image_size
+    box = torch.zeros(4, dtype=torch.int32)
+    if torch.rand(()).item() >= augmentation.re_prob:
+        return box
+    low, high = math.log(augmentation.re_ratio[0]), math.log(augmentation.re_ratio[1])
+    for _ in range(augmentation.re_max_attempts):
+        area = size * size * torch.empty(()).uniform_(*augmentation.re_scale).item()
+        aspect = math.exp(torch.empty(()).uniform_(low, high).item())
+        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < height < size and 0 < width < size:
+            top = int(torch.randint(size - height + 1, ()))
+            left = int(torch.randint(size - width + 1, ()))
+            return torch.tensor([top, left, top + height, left + width], dtype=torch.int32)
+    return box
+
+
+class DeviceTransform:
+    """What happens to a batch on the device: normalise, erase, mix. It never makes the host wait for the device.
+
+    Args:
+        settings: an Augmentation (training) or a Preprocessing (evaluation alone).
+        num_classes: width of mixed targets.
+        memory_format: of the float images.
+    """
+
+    def __init__(
+        self,
+        settings: Augmentation | Preprocessing,
+        *,
+        num_classes: int,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self._settings = settings
+        self._num_classes = num_classes
+        self._memory_format = memory_format
+        self._mean = torch.tensor(settings.mean).mul(255).view(1, -1, 1, 1)
+        self._std = torch.tensor(settings.std).mul(255).view(1, -1, 1, 1)
+
+    def eval(self, images: Tensor) -> Tensor:
+        """Normalised: [B, 3, S, S] uint8 to float32."""
+        self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
+        images = images.contiguous(memory_format=self._memory_format)  # while a pixel is one byte
+        return images.float().sub_(self._mean).div_(self._std)
+
+    def train(self, batch: LabelledImages, seed: int) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, S, S] float32, and labels [B] int64 or, with mixup or cutmix, targets [B, K] float32.
+
+        `seed` decides about the mixing. Targets are not smoothed: that is the loss's part on either kind.
+        """
+        how = self._settings
+        assert isinstance(how, Augmentation)
+        images = self.eval(batch.images)
+        if batch.erase is not None:
+            images = _erase(images, batch.erase, how.re_value, seed)
+        if not (how.mixup or how.cutmix):
+            return images, batch.labels
+        targets = torch.zeros(len(images), self._num_classes, device=images.device)
+        targets.scatter_(1, batch.labels[:, None], 1.0)
+        images, targets = _mix(images, targets, how, seed)
+        return images.contiguous(memory_format=self._memory_format), targets
+
+
+def _erase(images: Tensor, boxes: Tensor, value: float | str, seed: int) -> Tensor:
+    """`boxes` [B, 4] of `images` filled with `value`, or with standard normal noise."""
+    top, left, bottom, right = boxes.to(torch.int64)[:, :, None, None, None].unbind(1)  # each [B, 1, 1, 1]
+    rows = torch.arange(images.shape[2], device=images.device)[:, None]
+    columns = torch.arange(images.shape[3], device=images.device)
+    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)  # [B, 1, S, S]
+    if isinstance(value, str):
+        generator = torch.Generator(images.device).manual_seed(seed)
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        return torch.where(inside, noise, images)
+    return images.masked_fill_(inside, value)
+
+
+def _mix(images: Tensor, targets: Tensor, how: Augmentation, seed: int) -> tuple[Tensor, Tensor]:
+    """Mixup or cutmix of each picture with the one `shift` places further on.
+
+    One lambda, box and shift per batch, drawn on the host: a rotation pairs at random, since the order of a batch
+    is random, and needs nothing copied to the device.
+    """
+    rng = np.random.default_rng(seed)
+    if len(images) < 2 or rng.random() >= how.cutmix_prob:
+        return images, targets
+    shift = int(rng.integers(1, len(images)))
+    if how.cutmix and (not how.mixup or rng.random() < 0.5):
+        top, left, bottom, right = _cutmix_box(rng, how.cutmix, images.shape[2], images.shape[3])
+        share = (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
+        images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].roll(shift, 0)
+    else:
+        share = rng.beta(how.mixup, how.mixup)
+        images = torch.lerp(images, images.roll(shift, 0), share)
+    return images, torch.lerp(targets, targets.roll(shift, 0), share)
+
+
+def _cutmix_box(rng: np.random.Generator, alpha: float, height: int, width: int) -> tuple[int, int, int, int]:
+    """A box of the picture's aspect around a uniform centre, cut off at the border: top, left, bottom, right."""
+    side = math.sqrt(1 - rng.beta(alpha, alpha))
+    y, x = int(rng.integers(height)), int(rng.integers(width))
+    half_height, half_width = int(height * side) // 2, int(width * side) // 2
+    return (
+        max(0, y - half_height), max(0, x - half_width), min(height, y + half_height), min(width, x + half_width)
+    )  # fmt: skip

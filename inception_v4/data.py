@@ -1,0 +1,343 @@
+"""Loaders. Sample `i` of epoch `e` is a pure function of `(seed, e, i)`.
+
+The order of the pictures, the number of workers and of processes and restarts change no sample, and no loader
+touches the random numbers of the process it runs in.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from inception_v4.augment import draw_erased_box, eval_transform, train_transform
+from inception_v4.pictures import CorruptImage
+from inception_v4.preprocessing import Preprocessing
+from inception_v4.schema import Augmentation, Data
+from inception_v4.sources import Source
+
+if TYPE_CHECKING:
+    from inception_v4.distributed import World
+
+_ORDER, _SAMPLE = 1, 2  # streams of random numbers
+_MOST_SKIPPED = 100  # consecutive unreadable pictures that are passed over in training
+
+
+class WorkerDied(RuntimeError):
+    """A loader process ended without being asked to."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures on their way to the network.
+
+    Attributes:
+        images: [B, 3, S, S] uint8.
+        labels, indices: [B] int64; indices are positions in the source.
+        erase: [B, 4] int32, random erasing's boxes (top, left, bottom, right), or None.
+        skipped: a message for each picture that could not be read.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    erase: Tensor | None = None
+    skipped: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """A copy on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def _map(self, change: Any) -> Batch:
+        erase = None if self.erase is None else change(self.erase)
+        return Batch(change(self.images), change(self.labels), change(self.indices), erase, self.skipped)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    image: Tensor | None  # None: left out
+    label: int
+    index: int
+    erase: Tensor | None
+    skipped: list[str]
+
+
+class _Key(NamedTuple):
+    epoch: int
+    picture: int
+    draw: int  # of the same picture in the same epoch
+
+
+class TrainLoader:
+    """Batches of augmented pictures, in a new order each epoch.
+
+    Global batch k of an epoch holds the same samples for every number of processes with the same
+    `batch_size x processes`; this process gets every `world.size`-th of them. With `drop_last` off the last batch
+    is short, and a process that would get none of it repeats one sample.
+
+    Attributes:
+        steps_per_epoch: batches per epoch.
+        global_batch: pictures per batch over all processes.
+        skipped: messages about unreadable pictures so far; each was replaced by the next one in the source.
+
+    Raises:
+        ValueError: the settings contradict each other or the data.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        data: Data,
+        augmentation: Augmentation,
+        *,
+        world: World,
+        seed: int,
+        pin_memory: bool = False,
+    ) -> None:
+        self.global_batch = data.batch_size * world.size
+        self.skipped: list[str] = []
+        self._sampler = _EpochSampler(len(source), data, augmentation.aug_repeats, world=world, seed=seed)
+        self.steps_per_epoch = self._sampler.steps
+        self._loader = _loader(
+            _TrainSet(source, augmentation, seed, skip=data.on_corrupt == "skip"),
+            self._sampler,
+            workers=_worker_count(data.workers, world),
+            pin_memory=pin_memory,
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of `epoch` from number `start` on; what comes before is not read."""
+        self._sampler.epoch, self._sampler.start = epoch, start
+        return _batches(iter(self._loader), self.skipped)
+
+
+class EvalLoader:
+    """Every picture once, in order: this process gets pictures rank, rank + size, ...; no padding, no empty batch.
+
+    `skipped` collects messages about unreadable pictures, which are left out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        *,
+        batch_size: int,
+        workers: int | None,
+        world: World,
+        on_corrupt: str = "error",
+        pin_memory: bool = False,
+    ) -> None:
+        self.skipped: list[str] = []
+        mine = range(world.rank, len(source), world.size)
+        batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+        self._loader = _loader(
+            _EvalSet(source, preprocessing, skip=on_corrupt == "skip"),
+            batches,
+            workers=_worker_count(workers, world),
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(iter(self._loader), self.skipped)
+
+
+class _EpochSampler:
+    """Batches of keys for one process: the order of an epoch is a function of the seed and the epoch alone."""
+
+    def __init__(self, length: int, data: Data, repeats: int, *, world: World, seed: int) -> None:
+        self.epoch = self.start = 0
+        self._length, self._shuffle, self._seed = length, data.shuffle, seed
+        self._repeats = max(1, repeats)
+        self._world = world
+        self._batch = data.batch_size * world.size
+        self.steps = length // self._batch if data.drop_last else -(-length // self._batch)
+        if self._repeats > 1 and not data.shuffle:
+            raise ValueError(f"aug_repeats {repeats} with shuffle off would leave out the same pictures every epoch")
+        if self.steps == 0:
+            raise ValueError(
+                f"a batch of {self._batch} (batch_size {data.batch_size} x {world.size} processes) is more than the "
+                f"{length} training pictures: lower batch_size or set drop_last false"
+            )
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start)
+
+    def __iter__(self) -> Iterator[list[_Key]]:
+        keys = self._order()
+        for step in range(self.start, self.steps):
+            whole = keys[step * self._batch : (step + 1) * self._batch]
+            mine = whole[self._world.rank :: self._world.size]
+            if len(mine) == 0:
+                mine = whole[self._world.rank % len(whole)][None]
+            yield [_Key(self.epoch, int(picture), int(draw)) for picture, draw in mine]
+
+    def _order(self) -> np.ndarray:
+        """(picture, draw) of each sample of the epoch, [length, 2].
+
+        With repeated augmentation an epoch has as many samples as without, of fewer pictures.
+        """
+        order = np.arange(self._length)
+        if self._shuffle:
+            order = np.random.default_rng([_ORDER, self._seed, self.epoch]).permutation(self._length)
+        draws = np.tile(np.arange(self._repeats), self._length)
+        return np.stack([np.repeat(order, self._repeats), draws], axis=1)[: self._length]
+
+
+class _TrainSet(Dataset):
+    def __init__(self, source: Source, augmentation: Augmentation, seed: int, *, skip: bool) -> None:
+        self._source, self._augmentation, self._seed, self._skip = source, augmentation, seed, skip
+        self._transform = train_transform(augmentation)
+
+    def __getitem__(self, key: _Key) -> _Sample | Exception:
+        return _caught(self._sample, key)
+
+    def _sample(self, key: _Key) -> _Sample:
+        index, image, skipped = self._readable(key.picture)
+        with seeded(_SAMPLE, self._seed, *key):
+            image = self._transform(image)
+            erase = draw_erased_box(self._augmentation) if self._augmentation.re_prob else None
+        return _Sample(image, self._source.labels[index], index, erase, skipped)
+
+    def _readable(self, index: int) -> tuple[int, Tensor, list[str]]:
+        """The picture at `index` or, where bad ones are skipped, the next readable one: a batch keeps its size."""
+        skipped: list[str] = []
+        while True:
+            try:
+                return index, self._source.load(index), skipped
+            except CorruptImage as error:
+                if not self._skip:
+                    raise
+                skipped.append(str(error))
+            if len(skipped) == min(_MOST_SKIPPED, len(self._source)):
+                raise CorruptImage(f"{len(skipped)} pictures in a row cannot be read; the first: {skipped[0]}")
+            index = (index + 1) % len(self._source)
+
+
+class _EvalSet(Dataset):
+    def __init__(self, source: Source, preprocessing: Preprocessing, *, skip: bool) -> None:
+        self._source, self._skip = source, skip
+        self._transform = eval_transform(preprocessing)
+
+    def __getitem__(self, index: int) -> _Sample | Exception:
+        return _caught(self._sample, index)
+
+    def _sample(self, index: int) -> _Sample:
+        try:
+            image = self._transform(self._source.load(index))
+        except CorruptImage as error:
+            if not self._skip:
+                raise
+            return _Sample(None, 0, index, None, [str(error)])
+        return _Sample(image, self._source.labels[index], index, None, [])
+
+
+def _caught(read: Any, key: Any) -> _Sample | Exception:
+    """A picture's error as a value: raised in a worker it would arrive wrapped in a traceback."""
+    try:
+        return read(key)
+    except (CorruptImage, OSError) as error:
+        return error
+
+
+def _collate(samples: Sequence[_Sample | Exception]) -> Batch | Exception:
+    for sample in samples:
+        if isinstance(sample, Exception):
+            return sample
+    good = [sample for sample in samples if isinstance(sample, _Sample)]
+    skipped = [message for sample in good for message in sample.skipped]
+    good = [sample for sample in good if sample.image is not None]
+    if not good:
+        empty = torch.zeros(0, dtype=torch.int64)
+        return Batch(torch.zeros(0, 3, 1, 1, dtype=torch.uint8), empty, empty, None, skipped)
+    return Batch(
+        images=default_collate([sample.image for sample in good]),  # straight into shared memory
+        labels=torch.tensor([sample.label for sample in good]),
+        indices=torch.tensor([sample.index for sample in good]),
+        erase=None if good[0].erase is None else default_collate([sample.erase for sample in good]),
+        skipped=skipped,
+    )
+
+
+def _loader(dataset: Dataset, batch_sampler: Any, *, workers: int, pin_memory: bool) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        persistent_workers=workers > 0,
+        worker_init_fn=_start_worker,
+        # Without one of its own the loader draws a seed from the global generator.
+        generator=torch.Generator(),
+    )
+
+
+def _start_worker(number: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process ends the workers, so one message is printed, not many.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _batches(batches: Iterator[Batch | Exception], skipped: list[str]) -> Iterator[Batch]:
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if re.search(r"DataLoader worker \(pid", str(error)):
+                raise WorkerDied(
+                    f"{' '.join(str(error).split())}: probably out of memory or shared memory; lower workers or "
+                    "batch_size, or in a container raise --shm-size"
+                ) from error
+            raise
+        if isinstance(batch, Exception):
+            raise batch
+        skipped += batch.skipped
+        if len(batch):
+            yield batch
+
+
+def _worker_count(wanted: int | None, world: World) -> int:
+    """Up to 8 loader processes, from this process's share of the CPUs."""
+    if wanted is not None:
+        return wanted
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, max(1, cpus // world.local_size))
+
+
+@contextmanager
+def seeded(*entropy: int) -> Iterator[None]:
+    """The global generators of torch (CPU), numpy and Python seeded from `entropy` inside, untouched outside."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    low, high = np.random.SeedSequence(entropy).generate_state(2, np.uint32).tolist()
+    # torch.manual_seed would also seed, and thereby touch, the accelerators.
+    torch.default_generator.manual_seed(high << 32 | low)
+    np.random.seed(low)
+    random.seed(high << 32 | low)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])

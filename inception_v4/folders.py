@@ -1,0 +1,61 @@
+"""Folders of pictures by class: what is in them, and what to say when it is not."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+"""Of files taken for pictures, whatever their case."""
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the class folders in `root`, sorted."""
+    names = subfolders(root)
+    if not names:
+        raise FileNotFoundError(f"{root} holds no class folders: put each class's pictures into a folder of its own")
+    return tuple(names)
+
+
+def holds_classes(folder: Path) -> bool:
+    """Whether `folder` is a split and not itself a class (one may be called "train")."""
+    return folder.is_dir() and bool(subfolders(folder))
+
+
+def check_same_classes(train: Path, val: Path) -> None:
+    """Raises ValueError where the two folders have different class folders."""
+    only_train = set(class_folders(train)) - set(class_folders(val))
+    only_val = set(class_folders(val)) - set(class_folders(train))
+    if only_train or only_val:
+        sides = [f"only in {side}: {few(names)}" for side, names in ((train, only_train), (val, only_val)) if names]
+        raise ValueError(f"the class folders differ ({'; '.join(sides)}): give both the same classes")
+
+
+def subfolders(root: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def picture_files(folder: Path) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (
+            os.path.join(parent, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        )
+
+
+def missing(path: Path, setting: str) -> str:
+    """Message about a folder that is not there, with the nearest name that is."""
+    parent = path.parent
+    while not parent.is_dir():
+        path, parent = parent, parent.parent
+    names = subfolders(parent)
+    nearest = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"it holds {few(names) or 'no folders'}"
+    return f"{setting}: there is no folder {path.name!r} in {parent}: {hint}"
+
+
+def few(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:8]) + (f" and {len(ordered) - 8} more" if len(ordered) > 8 else "")

@@ -1,0 +1,194 @@
+"""Where pictures come from: folders by class, CIFAR in every layout, ImageNet's archives, drawn shapes."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from inception_v4 import shapes
+from inception_v4.cache import build_once, cache_dir
+from inception_v4.folders import check_same_classes, class_folders, holds_classes, missing, picture_files, subfolders
+from inception_v4.pictures import CorruptImage, read_picture
+from inception_v4.schema import Data
+
+if TYPE_CHECKING:
+    from inception_v4.distributed import World
+
+__all__ = ["CorruptImage", "FolderSource", "Source", "Subset", "open_source"]
+
+_SPLIT_SEED = 0x5EED  # keeps the random numbers of splits and subsets apart
+
+
+class Source(ABC):
+    """Labelled pictures in a fixed order."""
+
+    class_names: tuple[str, ...]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def load(self, index: int) -> Tensor:
+        """Picture `index`, [3, H, W] uint8; raises CorruptImage."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What to call picture `index` in a message."""
+
+
+class FolderSource(Source):
+    """Pictures in `root/<class>/`, at any depth; class index by sorted name.
+
+    Raises:
+        FileNotFoundError: `root`, or every class folder, is missing.
+        ValueError: a class folder holds no pictures.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.class_names = class_folders(root)
+        self.labels, files = [], []
+        for label, name in enumerate(self.class_names):
+            found = sorted(picture_files(root / name))
+            if not found:
+                raise ValueError(f"class folder {root / name} holds no pictures: fill or delete it")
+            files += found
+            self.labels += [label] * len(found)
+        # One block of bytes: a list of a million strings would be copied into every worker by its reference counts.
+        self._files = np.array([os.fsencode(os.path.relpath(file, root)) for file in files])
+
+    def load(self, index: int) -> Tensor:
+        return read_picture(self.name(index))
+
+    def name(self, index: int) -> str:
+        return os.path.join(self.root, os.fsdecode(bytes(self._files[index])))
+
+
+class Subset(Source):
+    """The pictures of `source` at `indices`."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.class_names = source.class_names
+        self.labels = [source.labels[i] for i in indices]
+        self._source = source
+        self._indices = np.asarray(indices, dtype=np.int64)
+
+    def load(self, index: int) -> Tensor:
+        return self._source.load(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+
+def open_source(data: Data, split: str, *, world: World, seed: int) -> Source:
+    """The pictures of `split` ("train" or "val"), after subsetting.
+
+    Pictures are fetched, unpacked or drawn here where that is asked for: once per machine, the other processes
+    wait.
+
+    Raises:
+        FileNotFoundError, ValueError: naming what is missing or wrong and the remedy.
+    """
+    assert split in ("train", "val")
+    dataset = data.dataset or ("folder" if data.data_dir else "shapes")
+    source = _OPENERS[dataset](data, split, world, seed)
+    if data.num_classes is not None and data.num_classes < len(source.class_names):
+        raise ValueError(f"num_classes {data.num_classes} is less than the data's {len(source.class_names)}: raise it")
+    name, count = ("num_samples", data.num_samples) if split == "train" else ("val_samples", data.val_samples)
+    if count is None:
+        return source
+    if count > len(source):
+        raise ValueError(f"{name} {count} is more than the {len(source)} pictures there are: lower it or leave it out")
+    return Subset(source, balanced(source.labels, count, seed))
+
+
+def balanced(labels: Sequence[int], count: int, seed: int) -> list[int]:
+    """`count` indices, from every class the same number or one more (where it has them), in rising order."""
+    shuffled = _shuffled_by_class(labels, seed)
+    # The k-th picture of every class comes before the (k+1)-th of any.
+    rounds = sorted((k, label) for label, members in shuffled.items() for k in range(len(members)))
+    return sorted(shuffled[label][k] for k, label in rounds[:count])
+
+
+def _shuffled_by_class(labels: Sequence[int], seed: int) -> dict[int, list[int]]:
+    members: dict[int, list[int]] = defaultdict(list)
+    for index, label in enumerate(labels):
+        members[label].append(index)
+    return {
+        label: np.random.default_rng([_SPLIT_SEED, seed, label]).permutation(indices).tolist()
+        for label, indices in sorted(members.items())
+    }
+
+
+def _open_shapes(data: Data, split: str, world: World, seed: int) -> Source:
+    train, val, classes, size = data.shapes_train, data.shapes_val, data.shapes_classes, data.shapes_size
+    shapes.check_request(train=train, val=val, classes=classes)
+    base = Path(data.data_dir).expanduser() if data.data_dir else cache_dir()
+    folder = base / f"shapes-v{shapes.VERSION}-{classes}x{size}px-{train}-{val}"
+    with world.main_first():
+        build_once(folder, lambda part: shapes.generate(part, train=train, val=val, classes=classes, size=size))
+    return FolderSource(folder / split)
+
+
+def _open_folder(data: Data, split: str, world: World, seed: int) -> Source:
+    root = existing_folder(data)
+    train, val = root / data.train_split, root / data.val_split
+    if holds_classes(val):
+        return _open_split(data, split)
+    for wanted, setting in ((train, "train_split"), (val, "val_split")):
+        similar = difflib.get_close_matches(wanted.name, subfolders(root), n=1)
+        if similar and similar[0] != wanted.name and holds_classes(root / similar[0]):
+            raise FileNotFoundError(missing(wanted, setting))
+    return _held_out(FolderSource(train if holds_classes(train) else root), data, split, seed)
+
+
+def _open_split(data: Data, split: str) -> Source:
+    """The train or the val folder; the other one, where it is there, must have the same classes."""
+    root = existing_folder(data)
+    train, val = root / data.train_split, root / data.val_split
+    wanted, setting = (train, "train_split") if split == "train" else (val, "val_split")
+    if not wanted.is_dir():
+        raise FileNotFoundError(missing(wanted, setting))
+    if train.is_dir() and val.is_dir():
+        check_same_classes(train, val)
+    return FolderSource(wanted)
+
+
+def _held_out(source: Source, data: Data, split: str, seed: int) -> Source:
+    """One side of the stratified split of `source`; no class loses its only picture."""
+    val: list[int] = []
+    for indices in _shuffled_by_class(source.labels, seed).values():
+        val += indices[: min(max(1, round(data.val_fraction * len(indices))), len(indices) - 1)]
+    if not val:
+        raise ValueError(
+            f"{data.data_dir} has no {data.val_split!r} folder and one picture per class: "
+            "there is nothing to hold out for validation; add pictures or a validation folder"
+        )
+    chosen = set(val)
+    return Subset(source, [i for i in range(len(source)) if (i in chosen) == (split == "val")])
+
+
+def _open_imagenet(data: Data, split: str, world: World, seed: int) -> Source:
+    return _open_split(data, split)
+
+
+_OPENERS = {"shapes": _open_shapes, "folder": _open_folder, "imagenet": _open_imagenet}
+
+
+def existing_folder(data: Data) -> Path:
+    """`data_dir` as a path; raises ValueError where it is not given, FileNotFoundError where it is not there."""
+    if not data.data_dir:
+        raise ValueError(f"dataset {data.dataset} needs data_dir, the folder that holds the pictures")
+    root = Path(data.data_dir).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(missing(root, "data_dir"))
+    return root

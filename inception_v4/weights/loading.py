@@ -167,4 +167,5 @@ def _check_epsilon(model: nn.Module, info: WeightsInfo) -> None:
 
 def not_finite(state: dict[str, Tensor]) -> list[str]:
     """Names of the floating-point tensors that hold NaN or infinity."""
-    return [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    extremes = {name: torch.stack(t.aminmax()) for name, t in state.items() if t.is_floating_point() and t.numel()}
+    return [name for name, low_and_high in extremes.items() if not torch.isfinite(low_and_high).all()]

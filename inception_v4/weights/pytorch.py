@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor
 from inception_v4.weights.names import CANONICAL, COUNTER, modernise, wrapper_prefix
 from inception_v4.weights.record import WeightsInfo
 
+_STATISTICS = re.compile(r"\bfeatures\.\d+\..*\bbn\.running_mean$")
 _AVERAGE_COUNTER = "n_averaged"  # torch.optim.swa_utils.AveragedModel
 
 
 def is_torch(names: Collection[str]) -> bool:
-    """Convolutions are `features.0.conv`, BatchNorm has `running_mean`."""
-    return any(name.endswith("features.0.bn.running_mean") for name in names)
+    """Units below `features.N`, BatchNorm with `running_mean`."""
+    return any(_STATISTICS.search(name) for name in names)
 
 
 def is_cadene(names: Collection[str]) -> bool:

@@ -129,7 +129,7 @@ def _read_beside(path: Path) -> dict[str, Any] | None:
 def _from_hub(name: str) -> Located:
     """Download (or find in the cache) the weights and `config.json` of a hub repository, `owner/name[@revision]`."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     if not _HUB_NAME.fullmatch(repository):
@@ -138,6 +138,8 @@ def _from_hub(name: str) -> Located:
     def fetch(filename: str) -> Path | None:
         try:
             return Path(hf_hub_download(repository, filename, revision=revision or None))
+        except LocalEntryNotFoundError as error:  # neither in the cache nor reachable
+            raise WeightsError(_hub_failure(repository, error)) from error
         except EntryNotFoundError:
             return None
         except (OSError, ValueError, RuntimeError) as error:

@@ -1,0 +1,251 @@
+"""Finding files, and one clear line for each file that is not usable."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from weights_cases import equal, save, tiny_state
+
+from inception_v4.weights import WeightsError, read_weights
+from inception_v4.weights.containers import sniff
+
+
+class Bomb:
+    """Pickles to a call of `os.mkdir`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pickled_code_is_refused_and_not_run(tmp_path, zipped):
+    trap = tmp_path / "executed"
+    path = tmp_path / "evil.pth"
+    torch.save({"state_dict": tiny_state(), "x": Bomb(trap)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=r"evil\.pth is refused: it needs (posix|nt)\.mkdir") as error:
+        read_weights(path)
+    assert "\n" not in str(error.value)
+    assert not trap.exists()
+
+
+BAD_FILES = {
+    "empty": (b"", "is empty: copy or download it again"),
+    "web page": (b"<!DOCTYPE html>\n<html><body>404</body></html>", "is a web page, not weights: the download failed"),
+    "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n", "git-lfs pointer.*git lfs pull"),
+    "json": (b'{"error": "Repository not found"}', "is JSON text"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "is an HDF5 file: dump the TensorFlow checkpoint to .npz"),
+    "gzip": (b"\x1f\x8b" + bytes(99), "gzip archive: unpack"),
+    "tensorflow": (
+        bytes(200) + (0xDB4775248B80FB57).to_bytes(8, "little"),
+        "is a TensorFlow checkpoint: dump it to .npz",
+    ),
+    "encrypted": (b"\xd8\x5e\x3a\x7f" + bytes(99), "encrypted MindSpore checkpoint: save it again without enc_key"),
+    "noise": (b"\x07\x01\x02" * 99, "is no weights file .297 bytes"),
+    "zip": (b"PK\x03\x04" + bytes(99), "truncated or damaged: copy or download it again"),
+    "pickle": (b"\x80\x02}q\x00.", "truncated or damaged"),
+    "safetensors": (b"\x10\x00\x00\x00\x00\x00\x00\x00{" + b" " * 20, "truncated or damaged"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_unusable_files_say_what_they_are(tmp_path, kind):
+    content, message = BAD_FILES[kind]
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=message) as error:
+        read_weights(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [torch.ones(3), [1, 2], {"a": 1}, {"epoch": 3, "args": None}])
+def test_pickles_without_a_state_dict(tmp_path, content):
+    with pytest.raises(WeightsError, match=r"a\.pt holds .*save model\.state_dict\(\)"):
+        read_weights(save(content, tmp_path / "a.pt"))
+
+
+def test_other_networks_and_several_networks(tmp_path):
+    other = {"layer1.0.bn1.running_mean": torch.ones(3), "fc.weight": torch.ones(3, 3)}
+    with pytest.raises(WeightsError, match=r"weights of another network \(fc\.weight, layer1"):
+        read_weights(save(other, tmp_path / "resnet.pth"))
+    twice = {prefix + name: t for prefix in ("student.", "teacher.") for name, t in tiny_state().items()}
+    with pytest.raises(WeightsError, match=r"holds 2 networks, under 'student\.', 'teacher\.'"):
+        read_weights(save(twice, tmp_path / "two.pth"))
+
+
+def test_programs_are_refused(tmp_path):
+    path = tmp_path / "program.pt"
+    torch.export.save(torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)), path)
+    with pytest.raises(WeightsError, match="program"):
+        read_weights(path)
+
+
+def test_missing_files_name_the_nearest(tmp_path):
+    save_file(tiny_state(), tmp_path / "inception.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"does not exist: is it inception\.safetensors\?"):
+        read_weights(tmp_path / "incepton.safetensors")
+    with pytest.raises(FileNotFoundError, match="nor does the directory"):
+        read_weights(tmp_path / "no" / "such.pth")
+    with pytest.raises(FileNotFoundError, match="is a web address: download it"):
+        read_weights("https://example.com/a.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"without best\.safetensors .*name one of its files \(inception"):
+        read_weights(tmp_path)
+    with pytest.raises(WeightsError, match="layout 'caffe' is not one of"):
+        read_weights(tmp_path / "inception.safetensors", layout="caffe")
+
+
+def test_truncated_files(tmp_path):
+    for name, write in {
+        "a.safetensors": lambda path: save_file(tiny_state(), path),
+        "b.pth": lambda path: torch.save(tiny_state(), path),
+        "c.pth": lambda path: torch.save(tiny_state(), path, _use_new_zipfile_serialization=False),
+    }.items():
+        path = tmp_path / name
+        write(path)
+        whole = path.read_bytes()
+        for part in (0.001, 0.3, 0.7, 0.999):
+            path.write_bytes(whole[: int(len(whole) * part)])
+            with pytest.raises(WeightsError, match="truncated or damaged"):
+                read_weights(path)
+
+
+def test_content_decides_not_the_suffix(tmp_path):
+    path = tmp_path / "lightning.ckpt"
+    torch.save({"state_dict": {"model." + k: v for k, v in tiny_state().items()}, "hyper_parameters": {}}, path)
+    assert sniff(path) == "torch"
+    assert equal(read_weights(path).state, tiny_state())
+    save_file(tiny_state(), tmp_path / "misnamed.bin")
+    assert equal(read_weights(tmp_path / "misnamed.bin").state, tiny_state())
+
+
+def test_description_beside_a_file(tmp_path):
+    path = save(tiny_state(10), tmp_path / "a.pth")
+    described = {"preprocessing": {"image_size": 331}, "class_names": [str(i) for i in range(10)], "from_the_future": 1}
+    beside = tmp_path / "a.pth.json"
+    beside.write_text(json.dumps(described))
+    info = read_weights(path).info
+    assert info.preprocessing.image_size == 331
+    assert info.preprocessing.interpolation == "bicubic"
+    assert info.class_names[9] == "9"
+    beside.write_text("{")
+    with pytest.raises(WeightsError, match=r"a\.pth\.json is not readable JSON"):
+        read_weights(path)
+    beside.write_text('{"preprocessing": {"std": [0, 0, 0]}}')
+    with pytest.raises(WeightsError, match=r"a\.pth: the description .* must be positive"):
+        read_weights(path)
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The few answers of a Hugging Face hub that a download needs."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        self.asked.append(f"{self.command} {self.path}")
+        content = self.files.get(self.path)
+        known = content is not None or any(name.startswith(self.path.rsplit("/", 1)[0]) for name in self.files)
+        self.send_response(200 if content is not None else 404)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound" if known else "RepoNotFound")
+            content = b""
+        self.send_header("ETag", f'"{hash(content)}"')
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A hub on loopback: timm's repository, one with a pickle only, one without weights."""
+    path = tmp_path / "model.safetensors"
+    save_file(tiny_state(seed=4), path, metadata={"format": "pt"})
+    pickled = save(tiny_state(10, seed=5), tmp_path / "pytorch_model.bin")
+    recipe = {"input_size": [3, 299, 299], "mean": [0.4, 0.5, 0.6], "std": [0.5] * 3, "crop_pct": 0.9}
+    files = {
+        "/timm/inception_v4.tf_in1k/resolve/main/model.safetensors": path.read_bytes(),
+        "/timm/inception_v4.tf_in1k/resolve/main/config.json": json.dumps({"pretrained_cfg": recipe}).encode(),
+        "/someone/flowers/resolve/v1/pytorch_model.bin": pickled.read_bytes(),
+        "/someone/nothing/resolve/main/README.md": b"",
+    }
+    handler = type("Handler", (Hub,), {"files": files, "asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", handler.asked
+        server.shutdown()
+        thread.join()
+
+
+ASK_THE_HUB = """
+import pickle, sys
+from inception_v4.weights import read_weights
+answers = []
+for source in sys.argv[2:]:
+    try:
+        weights = read_weights(source)
+        answers.append((weights.state, weights.info))
+    except Exception as error:
+        answers.append(f"{type(error).__name__}: {error}")
+pickle.dump(answers, open(sys.argv[1], "wb"))
+"""
+
+
+def ask(tmp_path: Path, endpoint: str, *sources: str, **settings: str) -> list:
+    """`read_weights` of each source in a fresh process whose hub is `endpoint`; its results or messages."""
+    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "0"} | settings
+    answers = tmp_path / "answers"
+    subprocess.run(
+        [sys.executable, "-c", ASK_THE_HUB, str(answers), *sources], env=environment, check=True, cwd=tmp_path
+    )
+    return pickle.loads(answers.read_bytes())
+
+
+def test_hugging_face_hub(tmp_path, hub):
+    endpoint, asked = hub
+    names = ("timm/inception_v4.tf_in1k", "pretrained", "hf-hub:someone/flowers@v1", "someone/nothing", "no/body")
+    first, word, flowers, nothing, nobody = ask(tmp_path, endpoint, *names)
+    assert equal(first[0], tiny_state(seed=4))
+    assert equal(word[0], first[0])
+    assert first[1].preprocessing.mean == (0.4, 0.5, 0.6)
+    assert (first[1].preprocessing.crop_pct, first[1].preprocessing.interpolation) == (0.9, "bicubic")
+    assert first[1].source == "hf-hub:timm/inception_v4.tf_in1k"
+    assert equal(flowers[0], tiny_state(10, seed=5))
+    assert nothing == (
+        "WeightsError: hub repository someone/nothing holds neither model.safetensors nor pytorch_model.bin"
+    )
+    assert nobody.startswith("WeightsError: cannot get no/body from the Hugging Face hub (RepositoryNotFoundError")
+    assert "\n" not in nobody
+    assert sum(line.startswith("GET /timm") for line in asked) == 2  # weights and config.json, then from the cache
+
+    cached, message = ask(tmp_path, endpoint, "pretrained", "no/body", HF_HUB_OFFLINE="1")
+    assert equal(cached[0], first[0])
+    assert message.startswith("WeightsError: cannot get no/body from the Hugging Face hub")
+    assert "set HF_ENDPOINT to a mirror" in message
+    assert "\n" not in message

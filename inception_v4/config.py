@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from inception_v4.dialects import translate
+from inception_v4.dialects import FLAGS, translate
 from inception_v4.schema import Config
 
 AMP_ALIASES = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": "fp16"}
@@ -45,13 +45,12 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
     Raises:
         FileNotFoundError, ConfigError: one line naming the value and the remedy.
     """
-    values, notices = read_recipe(file) if file is not None else ({}, [])
-    given, more = translate(dict(overrides or {}))
+    leaves = read_recipe(file) if file is not None else {}
+    values, notices = translate(dict(overrides or {}), leaves)
     if file is not None:
         values.setdefault("recipe", Path(file).stem)
-    values.update(given)
     config = build_config(values)
-    return (shrink(config) if config.run.smoke else config), notices + more
+    return (shrink(config) if config.run.smoke else config), notices
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
@@ -75,13 +74,13 @@ def build_config(values: Mapping[str, Any]) -> Config:
 
 def unknown_setting(name: str) -> str:
     """The message for a name that is not a setting, with the nearest one."""
-    near = difflib.get_close_matches(name, leaf_fields(), n=1)
+    near = difflib.get_close_matches(name, [*leaf_fields(), *FLAGS], n=1)
     hint = f"did you mean {near[0]!r}?" if near else "`inception-v4 train --help` lists all settings"
     return f"unknown setting {name!r}: {hint}"
 
 
-def read_recipe(file: str | Path) -> tuple[dict[str, Any], list[str]]:
-    """Leaf settings of a YAML file and notices about what was translated."""
+def read_recipe(file: str | Path) -> dict[str, Any]:
+    """Leaf settings of a YAML file, as they are spelled there."""
     path = find_recipe(file)
     try:
         documents = [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d is not None]
@@ -91,7 +90,7 @@ def read_recipe(file: str | Path) -> tuple[dict[str, Any], list[str]]:
     values = documents[0] if documents else {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, not settings: write `name: value` lines")
-    return translate(_flatten(values, path))
+    return _flatten(values, path)
 
 
 def find_recipe(file: str | Path) -> Path:
@@ -122,13 +121,14 @@ def shrink(config: Config) -> Config:
     values |= {
         "image_size": 75,
         "epochs": epochs,
+        "start_epoch": 0,
         "warmup_epochs": min(values["warmup_epochs"], 1) if epochs > 1 else 0,
         "decay_epochs": None if values["scheduler"].startswith("cosine") else values["decay_epochs"],
         "batch_size": min(values["batch_size"], 8),
         "val_batch_size": min(values["val_batch_size"] or 8, 8),
-        "num_samples": min(values["num_samples"] or 48, 48),
-        "val_samples": min(values["val_samples"] or 32, 32),
-        "shapes_train": min(values["shapes_train"], 200),
+        "num_samples": min(values["num_samples"] or 32, 32),
+        "val_samples": min(values["val_samples"] or 16, 16),
+        "shapes_train": min(values["shapes_train"], 80),
         "shapes_val": min(values["shapes_val"], 40),
         "workers": 0 if values["workers"] is None else min(values["workers"], 2),
         "accum_steps": min(values["accum_steps"], 2),
@@ -182,6 +182,10 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"warmup_epochs {plan.warmup_epochs:g} is longer than epochs {plan.epochs}: shorten it")
     if plan.min_lr > opt.lr:
         raise ConfigError(f"min_lr {plan.min_lr:g} is above lr {opt.lr:g}: lower it")
+    if plan.scheduler in ("one_cycle", "cyclic") and (plan.warmup_epochs or plan.lr_epoch_stair):
+        raise ConfigError(f"scheduler {plan.scheduler} rises by itself, step by step: set warmup_epochs 0, no stairs")
+    if plan.start_epoch >= plan.epochs:
+        raise ConfigError(f"start_epoch {plan.start_epoch} is not below epochs {plan.epochs}: epochs count from 0")
     if plan.scheduler == "multi_step" and not plan.milestones:
         raise ConfigError("scheduler multi_step needs milestones, for example --milestones 30,60,90")
     if data.dataset_download and data.dataset not in ("cifar10", "cifar100"):

@@ -12,18 +12,22 @@ class LearningRate:
     """`rate(step)` for step = 0, 1, ...: linear warm-up, then the chosen decay.
 
     Attributes:
-        kind: constant, cosine, cosine_modelzoo, exponential, step or multi_step.
+        kind: constant, cosine, cosine_modelzoo, exponential, step, multi_step, polynomial, one_cycle or cyclic.
         lr, min_lr, warmup_lr: peak, end of the cosine, and value at the first warm-up step.
         steps_per_epoch, epochs: size of the run; epochs may be fractional elsewhere but not here.
         warmup_epochs: length of the warm-up, in epochs.
         decay_epochs: cosine: its length (None: all that is left after warm-up); exponential and step: the period.
-        decay_rate: factor per period.
+        decay_rate: factor per period; polynomial: the power.
         milestones: epochs, counted after warm-up, at which multi_step multiplies by decay_rate.
-        stair: hold the rate for a whole epoch (warm-up and cosine) or period (exponential).
+        stair: hold the rate for a whole epoch, or period (exponential).
+        num_cycles, cycle_decay: cosine: how often it starts again, and the factor of lr each time; cyclic: how
+            often the rate rises and falls.
 
     `cosine` is MindCV's: warm-up step i of W has warmup_lr + (lr - warmup_lr) i / W, so it ends one increment
     below lr, and the cosine restarts counting after it and ends just above min_lr. `cosine_modelzoo` is the
-    MindSpore ModelZoo's: (i + 1) / W, so warm-up ends at lr.
+    MindSpore ModelZoo's: (i + 1) / W, so warm-up ends at lr. `one_cycle` rises from lr / 25 over the first 0.3
+    of the steps and falls to min_lr, in cosines; `cyclic` is a triangle between min_lr and lr. Both are MindCV's
+    (and PyTorch's) and take no warm-up.
     """
 
     kind: str
@@ -37,40 +41,73 @@ class LearningRate:
     decay_rate: float = 0.94
     milestones: Sequence[float] = ()
     stair: bool = False
+    num_cycles: int = 1
+    cycle_decay: float = 1.0
 
     @property
     def warmup_steps(self) -> int:
         return round(self.warmup_epochs * self.steps_per_epoch)
 
+    @property
+    def decay_steps(self) -> int:
+        """All that is left after the warm-up."""
+        return self.epochs * self.steps_per_epoch - self.warmup_steps
+
     def __call__(self, step: int) -> float:
         """Learning rate of optimizer step `step` (>= 0)."""
-        if self.stair and self.kind != "exponential":
-            step = step // self.steps_per_epoch * self.steps_per_epoch
-        if step < self.warmup_steps:
-            reached = step + 1 if self.kind == "cosine_modelzoo" else step
+        held = step // self.steps_per_epoch * self.steps_per_epoch if self.stair else step
+        if held < self.warmup_steps:
+            reached = held + 1 if self.kind == "cosine_modelzoo" else held
             return self.warmup_lr + (self.lr - self.warmup_lr) * reached / self.warmup_steps
-        return self._decayed(step - self.warmup_steps)
+        # The exponential's stairs are its periods, which need not begin with an epoch.
+        return self._decayed((step if self.kind == "exponential" else held) - self.warmup_steps)
 
     def _decayed(self, t: int) -> float:
-        if self.kind == "constant":
-            return self.lr
-        if self.kind in ("cosine", "cosine_modelzoo"):
-            return self._cosine(t)
-        epochs = t / self.steps_per_epoch
-        if self.kind == "multi_step":
-            return self.lr * self.decay_rate ** sum(math.floor(epochs) >= m for m in self.milestones)
-        period = self.decay_epochs or 2.0
-        if self.kind == "step":
-            return self.lr * self.decay_rate ** math.floor(math.floor(epochs) / period)
-        if self.kind == "exponential":
-            return self.lr * self.decay_rate ** (math.floor(epochs / period) if self.stair else epochs / period)
-        raise ValueError(f"unknown scheduler {self.kind!r}")
+        decays = {
+            "cosine": self._cosine, "cosine_modelzoo": self._cosine, "exponential": self._exponential,
+            "step": self._step, "multi_step": self._multi_step, "polynomial": self._polynomial,
+            "one_cycle": self._one_cycle, "cyclic": self._cyclic, "constant": lambda t: self.lr,
+        }  # fmt: skip
+        if self.kind not in decays:
+            raise ValueError(f"unknown scheduler {self.kind!r}: choose one of {', '.join(sorted(decays))}")
+        return decays[self.kind](t)
 
     def _cosine(self, t: int) -> float:
+        length = self.decay_steps // self.num_cycles
         if self.decay_epochs is not None:
             length = round(self.decay_epochs * self.steps_per_epoch)
-        else:
-            length = self.epochs * self.steps_per_epoch - self.warmup_steps
-        if t >= length:
+        cycle, t = divmod(t, max(length, 1))
+        if cycle >= self.num_cycles:
             return self.min_lr
-        return self.min_lr + 0.5 * (self.lr - self.min_lr) * (1 + math.cos(math.pi * t / length))
+        return _half_cosine(self.lr * self.cycle_decay**cycle, self.min_lr, t / length)
+
+    def _exponential(self, t: int) -> float:
+        periods = t / self.steps_per_epoch / (self.decay_epochs or 2.0)
+        return self.lr * self.decay_rate ** (math.floor(periods) if self.stair else periods)
+
+    def _step(self, t: int) -> float:
+        epoch = t // self.steps_per_epoch
+        return self.lr * self.decay_rate ** math.floor(epoch / (self.decay_epochs or 2.0))
+
+    def _multi_step(self, t: int) -> float:
+        epoch = t // self.steps_per_epoch
+        return self.lr * self.decay_rate ** sum(epoch >= milestone for milestone in self.milestones)
+
+    def _polynomial(self, t: int) -> float:
+        return self.lr * (1 - min(t / max(self.decay_steps, 1), 1)) ** self.decay_rate
+
+    def _one_cycle(self, t: int) -> float:
+        top, end = 0.3 * self.decay_steps - 1, self.decay_steps - 1
+        if t <= top:
+            return _half_cosine(self.lr / 25, self.lr, t / top)
+        return _half_cosine(self.lr, self.min_lr, min((t - top) / (end - top), 1))
+
+    def _cyclic(self, t: int) -> float:
+        side = max(int(self.decay_steps / self.num_cycles / 2), 1)
+        height = 1 - abs(t / side % 2 - 1)
+        return self.min_lr + (self.lr - self.min_lr) * height
+
+
+def _half_cosine(start: float, end: float, part: float) -> float:
+    """From `start` (part 0) to `end` (part 1)."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * part))

@@ -168,19 +168,34 @@ class Schedule(Section):
 
     epochs: Positive = Field(200, description="passes over the training pictures")
     max_steps: Positive | None = Field(None, description="stop after this many optimizer steps")
-    scheduler: Literal["constant", "cosine", "cosine_modelzoo", "exponential", "step", "multi_step"] = Field(
-        "cosine", description="cosine is MindCV's step for step, cosine_modelzoo the ModelZoo's"
+    start_epoch: Annotated[int, Field(ge=0)] = Field(
+        0, description="first epoch, counted from 0: its learning rates and its order of the pictures"
     )
+    scheduler: Literal[
+        "constant",
+        "cosine",
+        "cosine_modelzoo",
+        "exponential",
+        "step",
+        "multi_step",
+        "polynomial",
+        "one_cycle",
+        "cyclic",
+    ] = Field("cosine", description="cosine is MindCV's step for step, cosine_modelzoo the ModelZoo's")
     warmup_epochs: Annotated[float, Field(ge=0)] = Field(0, description="epochs of linear warm-up")
     warmup_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="learning rate at the first step of warm-up")
     min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="end of the cosine")
     decay_epochs: Annotated[float, Field(gt=0)] | None = Field(
         None, description="cosine: its length (default: all after warm-up); exponential, step: period (default 2)"
     )
-    decay_rate: Annotated[float, Field(gt=0, le=1)] = Field(0.94, description="factor per period")
+    decay_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.94, description="factor per period; polynomial: its power"
+    )
     milestones: Annotated[tuple[float, ...], BeforeValidator(_split_list)] = Field(
         (), description="epochs after warm-up at which multi_step decays"
     )
+    num_cycles: Positive = Field(1, description="cosine: how often it starts again; cyclic: rises and falls")
+    cycle_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="cosine: factor of lr per cycle")
     lr_epoch_stair: bool = Field(False, description="change the learning rate between epochs only")
 
 

@@ -1,0 +1,179 @@
+"""The MindSpore ModelZoo's InceptionV4: every key of its three default_config files, and what its code does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inception_v4.dialects.rules import (
+    NO_EFFECT,
+    Combination,
+    Dialect,
+    DialectError,
+    Ignored,
+    Outcome,
+    Renamed,
+    Rule,
+    Same,
+    Together,
+    Valued,
+    View,
+    plain,
+    shown,
+)
+from inception_v4.dialects.shared import AMP, CIFAR, IMAGENET
+
+DEAD = "no file of the ModelZoo reads it"
+EVAL_KEY = "eval.py and export.py read it, train.py does not; give --ckpt_path"
+EXPORT_KEY = "export.py reads it; see `inception-v4 export`"
+MODELARTS = (
+    "data_url", "train_url", "checkpoint_url", "data_path", "output_path", "load_path", "modelarts_dataset_unzip_name",
+)  # fmt: skip
+SIGNS = frozenset({
+    "ds_type", "work_nums", "lr_init", "lr_max", "lr_end", "smooth_factor", "ds_sink_mode", "dataset_path",
+    "save_checkpoint_epochs", "is_save_on_master", "checkpoint_url", "need_modelarts_dataset_unzip",
+})  # fmt: skip
+
+
+class SmoothFactor:
+    """smooth_factor: present in every file, applied by none."""
+
+    def apply(self, name: str, value: Any) -> Outcome:
+        return {}, [
+            f"{name}={shown(value)}{NO_EFFECT}the ModelZoo's train.py never applied it (its loss is plain "
+            f"cross-entropy), so label_smoothing is 0; give --label-smoothing {shown(value)} to have it"
+        ]
+
+    def describe(self, name: str) -> str:
+        return "no effect, as in the ModelZoo, whose loss is plain cross-entropy; `label_smoothing` applies it"
+
+
+class FirstEpoch:
+    """start_epoch counts from 1 in the ModelZoo and from 0 here."""
+
+    def apply(self, name: str, value: Any) -> Outcome:
+        epoch = int(plain(value) or 1) - 1
+        if epoch < 0:
+            raise DialectError(f"{name}={shown(value)}: the ModelZoo counts epochs from 1")
+        notice = (
+            f"{name}={shown(value)}: starts as epoch {epoch} here, where they count from 0, up to epoch_size in all"
+        )
+        return {"start_epoch": epoch}, [notice] if epoch else []
+
+    def describe(self, name: str) -> str:
+        return "`start_epoch`, minus 1: epochs count from 0"
+
+
+RULES: dict[str, Rule] = {
+    # paths and the cloud
+    "enable_modelarts": Together("true: `data_dir` is data_path/modelarts_dataset_unzip_name"),
+    **{name: Together("no effect without enable_modelarts") for name in MODELARTS},
+    "need_modelarts_dataset_unzip": Together("no effect without enable_modelarts; `extract` unpacks tar files"),
+    "dataset_path": Renamed("data_dir"),
+    "resume": Renamed("ckpt_path", "the ModelZoo's resume loads weights only, as ckpt_path does here", quiet=(None,)),
+    "checkpoint_path": Ignored(EVAL_KEY),
+    "ckpt_file": Ignored(EVAL_KEY),
+    "ckpt_path": Ignored(DEAD),
+    "ckpt_save_dir": Ignored(f"{DEAD}; give --output_dir"),
+    "result_path": Ignored("postprocess.py reads it", quiet=(None,)),
+    "label_file": Ignored("postprocess.py reads it", quiet=(None,)),
+    "file_name": Ignored(EXPORT_KEY),
+    "file_format": Ignored(EXPORT_KEY),
+    "width": Ignored(EXPORT_KEY, quiet=(299,)),
+    "height": Ignored(EXPORT_KEY, quiet=(299,)),
+    # devices
+    "device_target": Together("`device`: Ascend -> npu, GPU -> cuda, CPU -> cpu"),
+    "platform": Together("`device`, as device_target; the two must agree"),
+    "device_id": Together("the number in `device` npu:1, cuda:1, ..."),
+    "is_distributed": Ignored(f"{DEAD}; torchrun's process count decides", quiet=(False,)),
+    "distribute": Ignored(f"{DEAD}; torchrun's process count decides", quiet=(False,)),
+    "group_size": Ignored("torchrun's process count decides", quiet=(1,)),
+    "is_save_on_master": Ignored("the main process alone writes checkpoints", quiet=(True,)),
+    "enable_profiling": Renamed("profile"),
+    # data
+    "ds_type": Valued("dataset", {}),
+    "num_classes": Same(),
+    "batch_size": Same(),
+    "work_nums": Renamed("workers"),
+    "num_parallel_workers": Ignored("eval_onnx.py reads it, train.py reads work_nums"),
+    "ds_sink_mode": Ignored("batches always go to the device ahead of time", quiet=(False,)),
+    # training
+    "epoch_size": Renamed("epochs"),
+    "start_epoch": FirstEpoch(),
+    "lr_init": Renamed("warmup_lr"),
+    "lr_max": Renamed("lr"),
+    "lr_end": Renamed("min_lr"),
+    "warmup_epochs": Same(),
+    "momentum": Same(),
+    "decay": Renamed("opt_alpha"),
+    "epsilon": Renamed("opt_eps"),
+    "weight_decay": Same(),
+    "loss_scale": Same(),
+    "smooth_factor": SmoothFactor(),
+    "amp_level": Valued("amp", AMP),
+    "keep_checkpoint_max": Same(),
+    "save_checkpoint_epochs": Renamed("ckpt_interval"),
+}
+
+FLAGS: dict[str, Rule] = {
+    "data_path": Renamed("data_dir"),
+    "checkpoint_path": Renamed("ckpt_path"),
+    "ckpt_file": Renamed("ckpt_path"),
+    "width": Renamed("image_size"),
+    "height": Renamed("image_size"),
+    "epsilon": Renamed("opt_eps"),
+}
+"""On a command line the word is meant for the command that reads it."""
+
+DEFAULTS: dict[str, Any] = {
+    "batch_size": 128, "epoch_size": 250, "lr_init": 4e-5, "lr_max": 0.4, "lr_end": 4e-6, "warmup_epochs": 1,
+    "momentum": 0.9, "decay": 0.9, "epsilon": 1.0, "weight_decay": 4e-5, "loss_scale": 1024, "ds_type": "imagenet",
+    "keep_checkpoint_max": 10, "save_checkpoint_epochs": 10,
+}  # fmt: skip
+
+
+def implied(view: View) -> Outcome:
+    """What the ModelZoo's code does without being told."""
+    settings: dict[str, Any] = {
+        "opt": "rmsproptf", "scheduler": "cosine_modelzoo", "label_smoothing": 0.0, "init": "xavier", "seed": 1,
+        "bn_momentum": 0.003, "bn_eps": 1e-5, "interpolation": "bilinear", "antialias": False, "crop_pct": 1.0,
+        "ratio": [0.75, 1.333],
+    }  # fmt: skip
+    notices = [
+        "the network is the paper's: the ModelZoo's drops 80 % before the classifier (drop_rate 0.2 here) and has a "
+        "BatchNorm on either side of it"
+    ]
+    if str(view.get("dataset", "ds_type")).lower() == "cifar10":
+        return settings | {"train_crop": "pad"} | CIFAR, notices
+    notices.append("val_split is validation_preprocess, a name fixed in the ModelZoo's eval.py; or give --val_split")
+    return settings | {"color_jitter": 0.4, "val_split": "validation_preprocess"} | IMAGENET, notices
+
+
+def modelarts(view: View) -> Outcome:
+    """The keys of the cloud's job form."""
+    given = [name for name in [*MODELARTS, "need_modelarts_dataset_unzip"] if view.get(name)]
+    if not view.get("enable_modelarts"):
+        # On a command line, data_path is the folder itself and no key of the cloud.
+        given = [name for name in given if view.level(name) < 2]
+        return {}, [f"{', '.join(given)}{NO_EFFECT}enable_modelarts is False"] if given else []
+    folder, name = view.get("data_path") or "/cache/data", view.get("modelarts_dataset_unzip_name") or ""
+    settings = {"data_dir": f"{folder}/{name}".rstrip("/"), "output_dir": view.get("output_path") or "/cache/train"}
+    notices = [
+        f"enable_modelarts: pictures are read from {settings['data_dir']}, results go to {settings['output_dir']}"
+    ]
+    for key, what in (("data_url", f"copy it to {folder} and unpack it before the run"),
+                      ("train_url", f"copy {settings['output_dir']} there after the run"),
+                      ("checkpoint_url", "copy the weights and give --ckpt_path")):  # fmt: skip
+        if view.get(key):
+            notices.append(f"{key}={view.get(key)}: nothing is transferred; {what}")
+    return settings, notices
+
+
+MODELZOO = Dialect(
+    title="the ModelZoo",
+    rules=RULES,
+    flags=FLAGS,
+    signs=SIGNS,
+    defaults=DEFAULTS,
+    implied=implied,
+    combinations=(Combination(("enable_modelarts", *MODELARTS, "need_modelarts_dataset_unzip"), modelarts),),
+)

@@ -1,0 +1,312 @@
+"""timm: the arguments of its train.py, where they mean the same for this network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from inception_v4.dialects.rules import (
+    NO_EFFECT,
+    NOTHING,
+    Combination,
+    Dialect,
+    DialectError,
+    Ignored,
+    Outcome,
+    Refused,
+    Renamed,
+    Rule,
+    Same,
+    Together,
+    Valued,
+    View,
+    Word,
+    numbers,
+    plain,
+    shown,
+)
+from inception_v4.dialects.shared import DATASETS, SHARED
+
+ALWAYS = "pinned memory, persistent workers and prefetching are always on where they help"
+WANDB = "metrics go to metrics.jsonl and TensorBoard"
+BY_EPOCH = "timm changes it once per epoch (here: lr_epoch_stair) and starts its cosine at epoch 0, during the warm-up"
+
+
+class InputSize:
+    """input_size: channels, height and width."""
+
+    def apply(self, name: str, value: Any) -> Outcome:
+        if plain(value) is None:
+            return NOTHING
+        sizes = [int(v) for v in numbers(value)]
+        if len(sizes) != 3 or sizes[1] != sizes[2]:
+            raise DialectError(f"{name}={shown(value)}: give channels and a square, as in 3,299,299, or image_size 299")
+        return {"in_channels": sizes[0], "image_size": sizes[1]}, []
+
+    def describe(self, name: str) -> str:
+        return "`image_size`, as in `--input-size 3,299,299`"
+
+
+class WhenGiven:
+    """Another name, where timm's default None leaves the setting alone."""
+
+    def __init__(self, to: str, note: str = "") -> None:
+        self.to, self.note = to, note
+
+    def apply(self, name: str, value: Any) -> Outcome:
+        if plain(value) is None:
+            return NOTHING
+        return {self.to: value}, [f"{name}={shown(value)}: {self.note}"] if self.note else []
+
+    def describe(self, name: str) -> str:
+        return ("same" if self.to == name else f"`{self.to}`") + (f"; {self.note}" if self.note else "")
+
+
+RULES: dict[str, Rule] = {
+    # data
+    "data": WhenGiven("data_dir"),
+    "data_dir": WhenGiven("data_dir"),
+    "dataset": Valued("dataset", DATASETS | {"none": "folder"}),
+    "train_split": Same(),
+    "val_split": Same(),
+    "train_num_samples": WhenGiven("num_samples", "here a fixed, class-balanced subset"),
+    "val_num_samples": WhenGiven("val_samples", "here a fixed, class-balanced subset"),
+    "dataset_download": Same(),
+    "class_map": Refused("classes are the sorted folder names", accepted=(None,)),
+    "input_img_mode": Ignored("pictures are read as RGB", quiet=(None,)),
+    "input_key": Refused("hub data sets are not read; give a folder", accepted=(None,)),
+    "target_key": Refused("hub data sets are not read; give a folder", accepted=(None,)),
+    "dataset_trust_remote_code": Refused("no code of a data set is run"),
+    "num_classes": Same(),
+    "batch_size": Same(),
+    "validation_batch_size": Renamed("val_batch_size"),
+    "workers": Same(),
+    # network
+    "model": Valued("model", {"inception_v4.tf_in1k": "inception_v4", "inception_v4_plus": "inception_v4",
+                              "timm/inception_v4.tf_in1k": "inception_v4"}),
+    "pretrained": Same(),
+    "pretrained_path": WhenGiven("ckpt_path"),
+    "initial_checkpoint": WhenGiven("ckpt_path"),
+    "resume": SHARED["resume"],
+    "no_resume_opt": Refused("--resume continues everything; --ckpt-path starts from weights alone"),
+    "gp": Refused("the pool is the average", accepted=(None, "avg")),
+    "img_size": WhenGiven("image_size"),
+    "in_chans": WhenGiven("in_channels"),
+    "input_size": InputSize(),
+    "crop_pct": WhenGiven("crop_pct"),
+    "mean": WhenGiven("mean"),
+    "std": WhenGiven("std"),
+    "interpolation": WhenGiven("interpolation"),
+    "channels_last": Same(),
+    "grad_accum_steps": Renamed("accum_steps"),
+    "grad_checkpointing": Same(),
+    "fuser": Refused("TorchScript fusers are not offered; use compile", accepted=(None,)),
+    "fast_norm": Ignored("for layer norms, which this network has not", quiet=(False,)),
+    "model_kwargs": Refused("give drop_rate, bn_eps, ... themselves", accepted=(None, {}, [])),
+    "head_init_scale": Refused("not offered", accepted=(None,)),
+    "head_init_bias": Refused("not offered", accepted=(None,)),
+    "torchcompile_mode": Refused("not offered; leave it out", accepted=(None,)),
+    "torchscript": Refused("not offered; use compile, or export"),
+    "torchcompile": Valued("compile", {"inductor": True, "none": False}),
+    "drop": Renamed("drop_rate"),
+    "drop_connect": Refused("Inception-v4 has no residual paths to drop"),
+    "drop_path": Refused("Inception-v4 has no residual paths to drop"),
+    "drop_block": Refused("not offered"),
+    "bn_momentum": WhenGiven("bn_momentum"),
+    "bn_eps": WhenGiven("bn_eps"),
+    "sync_bn": Same(),
+    "dist_bn": Ignored("statistics are always averaged over the processes before validation", quiet=("reduce",)),
+    "split_bn": Refused("not offered"),
+    # device
+    "device": Same(),
+    "amp": SHARED["amp"],
+    "amp_dtype": Together("`amp` bf16 or fp16, with timm's --amp"),
+    "amp_impl": Refused("PyTorch's own mixed precision is used", accepted=("native", None)),
+    "native_amp": Valued("amp", {"true": "fp16", "false": "off"}),
+    "apex_amp": Refused("Apex is not used; give --amp"),
+    "model_dtype": Refused("weights are float32; give --amp", accepted=(None, "float32")),
+    "no_ddp_bb": Ignored("buffers are never broadcast at each step", quiet=(False,)),
+    "synchronize_step": Ignored("steps are never synchronised", quiet=(False,)),
+    "local_rank": Ignored("torchrun tells each process its rank", quiet=(0,)),
+    "device_modules": Refused("devices are found by themselves", accepted=(None,)),
+    # optimizer
+    "opt": Valued("opt", {
+        "sgd": Word("nesterov", "timm's sgd is Nesterov's (opt=nesterov)"), "sgdp": "sgdp", "momentum": "momentum",
+    }),
+    "opt_eps": WhenGiven("opt_eps"),
+    "opt_betas": Refused("momentum is the first beta; the second keeps its default", accepted=(None,)),
+    "opt_kwargs": Refused("not offered", accepted=(None, {}, [])),
+    "momentum": Same(),
+    "weight_decay": Same(),
+    "clip_grad": SHARED["clip_grad"],
+    "clip_mode": Refused("gradients are clipped by their norm", accepted=("norm", None)),
+    "layer_decay": Refused("one learning rate per layer is not offered", accepted=(None,)),
+    "layer_decay_min_scale": Ignored("goes with layer_decay", quiet=(0, 0.0)),
+    "layer_decay_no_opt_scale": Ignored("goes with layer_decay", quiet=(None,)),
+    # learning rate
+    "sched": Valued("scheduler", {
+        "cosine": Word("cosine", BY_EPOCH), "step": "step", "multistep": "multi_step", "none": "constant",
+    }),
+    "sched_on_updates": Together("false in an args.yaml: `lr_epoch_stair`"),
+    "lr": WhenGiven("lr"),
+    "lr_base": Together("`lr` with `lr_base_batch` = lr_base_size, where lr is not given"),
+    "lr_base_size": Together("`lr_base_batch`, with lr_base"),
+    "lr_base_scale": Together("linear only"),
+    "lr_noise": Refused("not offered", accepted=(None,)),
+    "lr_noise_pct": Ignored("goes with lr_noise", quiet=(0.67,)),
+    "lr_noise_std": Ignored("goes with lr_noise", quiet=(1, 1.0)),
+    "lr_cycle_mul": Refused("cycles have one length", accepted=(1, 1.0)),
+    "lr_cycle_decay": Renamed("cycle_decay"),
+    "lr_cycle_limit": Renamed("num_cycles"),
+    "lr_k_decay": Refused("not offered", accepted=(1, 1.0)),
+    "warmup_lr": Same(),
+    "warmup_prefix": Ignored("the decay always counts from the end of the warm-up", quiet=(True,)),
+    "min_lr": Same(),
+    "epochs": Same(),
+    "epoch_repeats": Refused("give epochs", accepted=(0, 0.0)),
+    "start_epoch": Valued("start_epoch", {"none": 0}),
+    "decay_milestones": Renamed("milestones"),
+    "decay_epochs": Same(),
+    "warmup_epochs": Same(),
+    "cooldown_epochs": Refused("add them to epochs and give decay_epochs", accepted=(0,)),
+    "patience_epochs": Ignored("for the plateau schedule, which is not offered", quiet=(10,)),
+    "decay_rate": Same(),
+    # augmentation
+    "no_aug": Together("`train_crop` centre, no flips, no colours, no erasing"),
+    "train_crop_mode": Refused("random_resized is train_crop's default", accepted=(None, "rrc")),
+    "scale": Same(),
+    "ratio": Same(),
+    "hflip": Same(),
+    "vflip": Same(),
+    "color_jitter": Valued("color_jitter", {"none": 0.0}),
+    "color_jitter_prob": Refused("not offered", accepted=(None,)),
+    "grayscale_prob": Refused("not offered"),
+    "gaussian_blur_prob": Refused("not offered"),
+    "aa": Renamed("auto_augment"),
+    "aug_repeats": Same(),
+    "aug_splits": Refused("batches split for the Jensen-Shannon loss are not offered"),
+    "jsd_loss": Refused("not offered"),
+    "bce_loss": Valued("loss", {"true": "bce", "false": "ce"}),
+    "bce_sum": Refused("the loss is a mean"),
+    "bce_target_thresh": Refused("not offered", accepted=(None,)),
+    "bce_pos_weight": Refused("not offered", accepted=(None,)),
+    "reprob": Renamed("re_prob"),
+    "remode": Valued("re_value", {
+        "const": 0.0, "pixel": "random",
+        "rand": Word("random", "here every pixel has its own random colour, as with pixel"),
+    }),
+    "recount": Refused("one box per picture", accepted=(1,)),
+    "resplit": Refused("goes with aug_splits"),
+    "mixup": Same(),
+    "cutmix": Same(),
+    "cutmix_minmax": Refused("not offered", accepted=(None,)),
+    "mixup_prob": Renamed("cutmix_prob"),
+    "mixup_switch_prob": Refused("half and half", accepted=(0.5,)),
+    "mixup_mode": Refused("one draw per batch", accepted=("batch",)),
+    "mixup_off_epoch": Refused("not offered"),
+    "smoothing": Renamed("label_smoothing"),
+    "train_interpolation": Together("`interpolation`, which training and validation share"),
+    # average, logs, checkpoints
+    "model_ema": Renamed("ema", "the decay rises to ema_decay over 2000 steps; --ema-warmup 0 for timm's constant one "
+                         "(timm's default is 0.9998)", quiet=(False,)),
+    "model_ema_force_cpu": Ignored("the average lives on the device", quiet=(False,)),
+    "model_ema_decay": Renamed("ema_decay"),
+    "model_ema_warmup": Valued("ema_warmup", {"true": Word(2000, "1 - exp(-t / 2000), MindCV's"), "false": 0}),
+    "seed": Same(),
+    "worker_seeding": Ignored("every sample has its own seed", quiet=("all",)),
+    "log_interval": Same(),
+    "val_interval": Same(),
+    "recovery_interval": Valued("ckpt_steps", {"0": None}),
+    "checkpoint_hist": Renamed("keep_checkpoint_max"),
+    "save_images": Ignored("not offered", quiet=(False,)),
+    "pin_mem": Ignored(ALWAYS, quiet=(False,)),
+    "no_prefetcher": Ignored(ALWAYS, quiet=(False,)),
+    "use_multi_epochs_loader": Ignored(ALWAYS, quiet=(False,)),
+    "output": Together("`output_dir` = output/experiment"),
+    "experiment": Together("`output_dir` = output/experiment"),
+    "eval_metric": Refused("the best weights are those with the best top-1", accepted=("top1",)),
+    "tta": Refused("not offered"),
+    "log_wandb": Ignored(WANDB, quiet=(False,)),
+    "wandb_project": Ignored(WANDB, quiet=(None,)),
+    "wandb_tags": Ignored(WANDB, quiet=(None, [])),
+    "wandb_resume_id": Ignored(WANDB, quiet=(None, "")),
+    "naflex_loader": Refused("for vision transformers"),
+}  # fmt: skip
+"""The arguments of timm 1.0's train.py; those of its NaFlex loader and of distillation do not apply."""
+
+SIGNS = frozenset({
+    "sched", "model_ema", "model_ema_decay", "aa", "reprob", "remode", "smoothing", "drop", "drop_path",
+    "checkpoint_hist", "sched_on_updates", "initial_checkpoint", "lr_base", "decay_milestones",
+})  # fmt: skip
+
+DEFAULTS: dict[str, Any] = {
+    "batch_size": 128, "opt": "sgd", "weight_decay": 2e-5, "sched": "cosine", "lr_base": 0.1, "lr_base_size": 256,
+    "sched_on_updates": False, "warmup_lr": 1e-5, "min_lr": 0.0, "epochs": 300, "warmup_epochs": 1, "decay_epochs": 90,
+    "decay_rate": 0.1, "color_jitter": 0.4, "smoothing": 0.1, "drop": 0.0, "model_ema_decay": 0.9998,
+    "model_ema_warmup": False, "checkpoint_hist": 10, "decay_milestones": [90, 180, 270], "remode": "pixel",
+}  # fmt: skip
+
+
+def half_precision(view: View) -> Outcome:
+    """timm's --amp takes its type from --amp-dtype."""
+    if view.get("amp") is not True:
+        return NOTHING
+    words = {"bfloat16": "bf16", "float16": "fp16"}
+    if view.get("amp_dtype") not in words:
+        raise DialectError(f"amp_dtype={shown(view.get('amp_dtype'))}: choose bfloat16 or float16")
+    return {"amp": words[view.get("amp_dtype")]}, []
+
+
+def base_rate(view: View) -> Outcome:
+    if view.get("lr") is not None:
+        return NOTHING
+    scale, opt = view.get("lr_base_scale"), str(view.get("opt"))
+    if scale == "sqrt" or (scale is None and any(word in opt for word in ("ada", "lamb"))):
+        raise DialectError("lr_base_scale=sqrt: the learning rate grows linearly with the batch; give --lr itself")
+    return {"lr": view.get("lr_base"), "lr_base_batch": view.get("lr_base_size") or 256}, []
+
+
+def per_epoch(view: View) -> Outcome:
+    return {"lr_epoch_stair": view.get("sched_on_updates") is False}, []
+
+
+def cosine_length(view: View) -> Outcome:
+    """decay_epochs is for the step schedule in timm; its cosine lasts as long as the run."""
+    return ({"decay_epochs": None}, []) if str(view.get("sched")).lower() == "cosine" else NOTHING
+
+
+def output_folder(view: View) -> Outcome:
+    parts = [str(part) for part in (view.get("output"), view.get("experiment")) if part]
+    return ({"output_dir": "/".join(parts)}, []) if parts else NOTHING
+
+
+def no_augmentation(view: View) -> Outcome:
+    if not view.get("no_aug"):
+        return NOTHING
+    plain_pictures = {"train_crop": "centre", "hflip": 0.0, "vflip": 0.0, "color_jitter": 0.0, "auto_augment": None}
+    return plain_pictures | {"re_prob": 0.0}, []
+
+
+def one_interpolation(view: View) -> Outcome:
+    wanted = str(view.get("train_interpolation"))
+    if wanted == "random":
+        return {}, [f"train_interpolation=random{NO_EFFECT}training uses interpolation, as validation does"]
+    if view.get("interpolation") in (None, wanted):
+        return {"interpolation": wanted}, []
+    raise DialectError(f"train_interpolation={wanted} and interpolation={view.get('interpolation')}: here they are one")
+
+
+TIMM = Dialect(
+    title="timm",
+    rules=RULES,
+    signs=SIGNS,
+    defaults=DEFAULTS,
+    combinations=(
+        Combination(("amp_dtype",), half_precision, also=("amp",)),
+        Combination(("lr_base",), base_rate, also=("lr_base_size",)),
+        Combination(("sched_on_updates",), per_epoch),
+        Combination(("sched",), cosine_length),
+        Combination(("output", "experiment"), output_folder),
+        Combination(("no_aug",), no_augmentation),
+        Combination(("train_interpolation",), one_interpolation),
+    ),
+)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from inception_v4 import shapes
+from inception_v4 import imagenet, shapes
 from inception_v4.cache import build_once, cache_dir
+from inception_v4.cifar import CIFAR10, CIFAR100, download, read_cifar
 from inception_v4.folders import check_same_classes, class_folders, holds_classes, missing, picture_files, subfolders
 from inception_v4.pictures import CorruptImage, read_picture
 from inception_v4.schema import Data
@@ -71,6 +73,22 @@ class FolderSource(Source):
 
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self._files[index])))
+
+
+class ArraySource(Source):
+    """Pictures [N, H, W, 3] uint8 in memory."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, *, class_names: tuple[str, ...], title: str) -> None:
+        self.class_names = class_names
+        self.labels = labels.tolist()
+        self._images = torch.from_numpy(images)
+        self._title = title
+
+    def load(self, index: int) -> Tensor:
+        return self._images[index].permute(2, 0, 1)
+
+    def name(self, index: int) -> str:
+        return f"{self._title} picture {index}"
 
 
 class Subset(Source):
@@ -178,10 +196,45 @@ def _held_out(source: Source, data: Data, split: str, seed: int) -> Source:
 
 
 def _open_imagenet(data: Data, split: str, world: World, seed: int) -> Source:
+    root = existing_folder(data)
+    folder = root / (data.train_split if split == "train" else data.val_split)
+    tar, extract = (
+        (imagenet.TRAIN_TAR, imagenet.extract_train) if split == "train" else (imagenet.VAL_TAR, imagenet.extract_val)
+    )
+    if not folder.is_dir() and data.extract:
+        with world.main_first():
+            extract(root, folder)
+    if not folder.is_dir() and (root / tar).is_file():
+        raise FileNotFoundError(f"{root} has {tar} and no folder {folder.name!r}: give extract true to unpack it")
     return _open_split(data, split)
 
 
-_OPENERS = {"shapes": _open_shapes, "folder": _open_folder, "imagenet": _open_imagenet}
+def _open_cifar(data: Data, split: str, world: World, seed: int) -> Source:
+    cifar = {"cifar10": CIFAR10, "cifar100": CIFAR100}[str(data.dataset)]
+    root = Path(data.data_dir).expanduser() if data.data_dir else cache_dir() / str(data.dataset)
+    arrays = read_cifar(cifar, root, train=split == "train")
+    if arrays is None and holds_classes(root / data.train_split):
+        has_val = data.val_split != "val" or holds_classes(root / data.val_split)
+        return _open_split(data if has_val else data.model_copy(update={"val_split": "test"}), split)
+    if arrays is None and data.dataset_download:
+        with world.main_first():
+            download(cifar, root)
+        arrays = read_cifar(cifar, root, train=split == "train")
+    if arrays is None:
+        raise FileNotFoundError(
+            f"no {cifar.title} in {root}: give data_dir (with {cifar.python_folder}, {cifar.binary_folders[0]} or "
+            "train and test folders of pictures by class), or dataset_download true"
+        )
+    return ArraySource(*arrays, class_names=cifar.class_names, title=f"{cifar.title} {split}")
+
+
+_OPENERS = {
+    "shapes": _open_shapes,
+    "folder": _open_folder,
+    "imagenet": _open_imagenet,
+    "cifar10": _open_cifar,
+    "cifar100": _open_cifar,
+}
 
 
 def existing_folder(data: Data) -> Path:

@@ -1,0 +1,151 @@
+"""ImageNet's own archives (ILSVRC2012) to class folders, without trusting what is in them.
+
+Only plain picture files with the expected names leave an archive. The work goes on where it was interrupted, and
+the finished folder appears at once under its name.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from inception_v4.cache import build_once
+from inception_v4.matfile import read_mat
+
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12"
+
+_log = logging.getLogger(__name__)
+
+
+class DiskFull(RuntimeError):
+    """No room to unpack."""
+
+
+def extract_train(root: Path, destination: Path) -> None:
+    """`ILSVRC2012_img_train.tar` (a tar of one tar per class) in `root` to `destination/<wnid>/`."""
+    build_once(destination, lambda part: _extract_train(_existing(root / TRAIN_TAR), part))
+
+
+def extract_val(root: Path, destination: Path) -> None:
+    """`ILSVRC2012_img_val.tar` in `root` to `destination/<wnid>/`, with the development kit's ground truth."""
+    build_once(destination, lambda part: _extract_val(_existing(root / VAL_TAR), _val_wnids(root), part))
+
+
+def _extract_train(archive: Path, part: Path) -> None:
+    with _checked(archive, part) as outer:
+        for member in outer:
+            wnid = _plain_name(archive, member, r"(n\d{8})\.tar")
+            _log.info("unpacking %s of %s", wnid, archive.name)
+            with tarfile.open(fileobj=_open(outer, member), mode="r:") as inner:
+                for picture in inner:
+                    name = _plain_name(archive, picture, r"(n\d{8}_\d+\.JPEG)")
+                    _write(_open(inner, picture), part / wnid / name, picture.size)
+
+
+def _extract_val(archive: Path, wnids: list[str], part: Path) -> None:
+    seen = 0
+    with _checked(archive, part) as outer:
+        for picture in outer:
+            name = _plain_name(archive, picture, r"(ILSVRC2012_val_\d{8}\.JPEG)")
+            number = int(name[-13:-5])
+            if not 1 <= number <= len(wnids):
+                raise ValueError(f"{archive}: no ground truth for {name}: the development kit is another year's")
+            _write(_open(outer, picture), part / wnids[number - 1] / name, picture.size)
+            seen += 1
+    if seen != len(wnids):
+        raise ValueError(f"{archive} holds {seen} pictures, the ground truth {len(wnids)}: fetch it again")
+
+
+@contextmanager
+def _checked(archive: Path, part: Path) -> Iterator[tarfile.TarFile]:
+    """The open archive, after looking at its end and at the free space; its errors name it."""
+    size = archive.stat().st_size
+    free = shutil.disk_usage(part).free
+    if not any(part.iterdir()) and free < size:
+        raise DiskFull(
+            f"unpacking {archive.name} needs {size / 1e9:.1f} GB, {part.parent} has {free / 1e9:.1f} GB free"
+        )
+    with archive.open("rb") as file:
+        file.seek(max(0, size - 1024))
+        # A tar that ends after a whole member looks complete to tarfile; only the closing zeros tell.
+        if file.read() != bytes(1024):
+            raise ValueError(f"{archive} is incomplete (its end is missing): fetch it again")
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            yield tar
+    except tarfile.TarError as error:
+        raise ValueError(f"{archive} is damaged ({error}): fetch it again") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"the disk is full while unpacking {archive.name} into {part.parent}: "
+            "make room and run again, it goes on where it stopped"
+        ) from error
+
+
+def _plain_name(archive: Path, member: tarfile.TarInfo, pattern: str) -> str:
+    """The expected part of a member's name; anything but a plain file called so is refused."""
+    match = re.fullmatch(rf"(?:\./)?{pattern}", member.name)
+    if not (match and member.isreg()):
+        raise ValueError(f"{archive} has an unexpected member {member.name!r}: it is not ImageNet's original archive")
+    return match[1]
+
+
+def _open(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None  # regular files have content
+    return file
+
+
+def _write(content: IO[bytes], path: Path, size: int) -> None:
+    """Atomically, unless an earlier run did it."""
+    if path.is_file() and path.stat().st_size == size:
+        return
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        shutil.copyfileobj(content, file)
+    os.replace(temporary, path)
+
+
+def _existing(archive: Path) -> Path:
+    if not archive.is_file():
+        raise FileNotFoundError(f"extract: there is no {archive.name} in {archive.parent}")
+    return archive
+
+
+def _val_wnids(root: Path) -> list[str]:
+    """Class of each validation picture, by its number."""
+    truth = _devkit_file(root, "data/ILSVRC2012_validation_ground_truth.txt").split()
+    synsets = read_mat(_devkit_file(root, "data/meta.mat"))["synsets"]
+    wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+    unknown = {int(number) for number in truth} - set(wnids)
+    if unknown:
+        raise ValueError(f"{root}: meta.mat of the development kit lacks class {min(unknown)} of its ground truth")
+    return [wnids[int(number)] for number in truth]
+
+
+def _devkit_file(root: Path, name: str) -> bytes:
+    unpacked, packed = root / DEVKIT / name, root / f"{DEVKIT}.tar.gz"
+    if unpacked.is_file():
+        return unpacked.read_bytes()
+    if not packed.is_file():
+        raise FileNotFoundError(
+            f"extract: the validation pictures' classes are in {packed.name}, which is not in {root}: put it there"
+        )
+    try:
+        with tarfile.open(packed, "r:gz") as tar:
+            return _open(tar, tar.getmember(f"{DEVKIT}/{name}")).read()
+    except (tarfile.TarError, EOFError, OSError, KeyError) as error:
+        raise ValueError(f"{packed} is damaged ({error}): fetch it again") from error

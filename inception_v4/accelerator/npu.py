@@ -75,10 +75,16 @@ class Npu(Indexed):
     def vendor_scaler(self, *, fused_optimizer: bool) -> Any | None:
         # torch's own scaler looks for infinities in one gradient after the other. Numbers on the first Ascend 910
         # saturate and raise a status flag instead; fused optimizers keep all gradients in one buffer.
-        return self.module.amp.GradScaler if fused_optimizer or not self._has_infinity() else None
+        if not fused_optimizer and self._has_infinity():
+            return None
+        from torch_npu.npu.amp import GradScaler
+
+        return GradScaler
 
     def _has_infinity(self) -> bool:
-        return self.module.utils.is_support_inf_nan()
+        from torch_npu.npu.utils import is_support_inf_nan
+
+        return is_support_inf_nan()
 
     def memory_format(self, channels_last: bool | None = None) -> torch.memory_format:
         if channels_last:
@@ -95,13 +101,13 @@ class Npu(Indexed):
         return {"gradient_as_bucket_view": not fused_optimizer}
 
     def fused_optimizer(self, name: str) -> Any | None:
-        import torch_npu
+        from torch_npu.optim import NpuFusedRMSpropTF, NpuFusedSGD
 
         optimizers = {
-            "rmsproptf": torch_npu.optim.NpuFusedRMSpropTF,
-            "momentum": torch_npu.optim.NpuFusedSGD,
-            "nesterov": torch_npu.optim.NpuFusedSGD,
-            "sgd": torch_npu.optim.NpuFusedSGD,
+            "rmsproptf": NpuFusedRMSpropTF,
+            "momentum": NpuFusedSGD,
+            "nesterov": NpuFusedSGD,
+            "sgd": NpuFusedSGD,
         }
         return _checked(optimizers[name]) if name in optimizers else None
 
@@ -181,7 +187,7 @@ def _survives_import() -> bool:
 
 def _explain(error: Exception) -> str:
     line = first_line(error)
-    if ".so" in line:
+    if "cannot open shared object" in line:
         return (
             f"torch-npu is installed, but CANN is not set up ({line}): install CANN and "
             "`source /usr/local/Ascend/ascend-toolkit/set_env.sh`"

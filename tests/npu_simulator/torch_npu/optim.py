@@ -1,0 +1,118 @@
+"""torch-npu's fused optimizers as far as their conditions go: one buffer for parameters and one for gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class _Flat(torch.optim.Optimizer):
+    is_fused_optimizer = True
+
+    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+        super().__init__(params, defaults)
+        self.flat: list[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]] | None = None
+
+    @torch.no_grad()
+    def combine(self) -> None:
+        if self.flat is not None:
+            return
+        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if not any(groups):
+            return
+        self.flat = [(_join(params), _join([p.grad for p in params]), {}) for params in groups]
+
+    @torch.no_grad()
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        if set_to_none:
+            raise ValueError("set_to_none is not supported in fused optimizers")
+        self.combine()
+        if self.flat is not None:
+            for _, gradient, _ in self.flat:
+                gradient.zero_()
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        self.combine()
+        assert self.flat is not None
+        for group, (params, gradient, joined) in zip(self.param_groups, self.flat, strict=True):
+            members = [p for p in group["params"] if p.grad is not None]
+            if not joined:
+                for name, start in self.state_names.items():
+                    states = [self.state[p].setdefault(name, torch.full_like(p, start)) for p in members]
+                    joined[name] = _join(states)
+            if group["weight_decay"]:
+                gradient = gradient.add(params, alpha=group["weight_decay"])
+            self.update(group, params, gradient, joined)
+
+    state_names: dict[str, float] = {}
+
+    def update(
+        self, group: dict[str, Any], params: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor]
+    ) -> None:
+        raise NotImplementedError
+
+
+def _join(tensors: list[Any]) -> torch.Tensor:
+    import torch_npu
+
+    for tensor in tensors:
+        if tensor.device.type != "npu" or not tensor.is_contiguous():
+            raise RuntimeError("Tensors to combine must be contiguous and on NPU")
+        if torch_npu.get_storage_size(tensor) != tensor.numel():
+            raise RuntimeError(f"size {torch_npu.get_storage_size(tensor)} vs {tensor.numel()}")  # DDP's bucket views
+        if tensor.dtype not in (torch.float32, torch.float16):
+            raise TypeError("Fused optimizer's parameters must be either float32 or float16")
+    buffer = torch.cat([tensor.flatten() for tensor in tensors])
+    offset = 0
+    for tensor in tensors:
+        torch_npu.npu_change_data_ptr(tensor, buffer, offset)
+        offset += tensor.numel()
+    return buffer
+
+
+class NpuFusedRMSpropTF(_Flat):
+    state_names = {"square_avg": 1.0, "momentum_buffer": 0.0}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        alpha: float = 0.9,
+        eps: float = 1e-10,
+        weight_decay: float = 0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        decoupled_decay: bool = False,
+        lr_in_momentum: bool = True,
+    ) -> None:
+        options = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+        super().__init__(params, options)
+
+    def update(self, group: Any, params: Any, gradient: Any, state: Any) -> None:
+        square, moment = state["square_avg"], state["momentum_buffer"]
+        square.add_(gradient.pow(2) - square, alpha=1 - group["alpha"])
+        root = square.add(group["eps"]).sqrt_()
+        moment.mul_(group["momentum"]).addcdiv_(gradient, root, value=group["lr"])
+        params.sub_(moment)
+
+
+class NpuFusedSGD(_Flat):
+    state_names = {"momentum_buffer": 0.0}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
+
+    def update(self, group: Any, params: Any, gradient: Any, state: Any) -> None:
+        moment = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)
+        direction = gradient.add(moment, alpha=group["momentum"]) if group["nesterov"] else moment
+        params.add_(direction, alpha=-group["lr"])

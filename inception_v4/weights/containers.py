@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from inception_v4.weights.record import WeightsError
-
-METADATA_KEY = "inception_v4"
-"""Key of our JSON in a safetensors file's metadata."""
+from inception_v4.weights.mindspore import read_mindspore
+from inception_v4.weights.npz import read_npz
+from inception_v4.weights.pickled import read_pickled
+from inception_v4.weights.record import DAMAGED, Raw, WeightsError
+from inception_v4.weights.safetensor import read_safetensors
 
 _HEAD = 512
-_DAMAGED = "truncated or damaged: copy or download it again"
 _TF_TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 _MINDSPORE_ENCRYPTED = tuple((0x7F3A5ED8 + i).to_bytes(4, "little") for i in range(3))
 _TEXT_FILES = (
@@ -31,24 +26,6 @@ _FOREIGN = (
     (rb"\x1f\x8b", "a gzip archive: unpack it first"),
     (rb"7z\xbc\xaf|Rar!", "an archive: unpack it first"),
 )
-
-
-@dataclass
-class Raw:
-    """The content of one file, still under its own names.
-
-    Attributes:
-        state: parameters; ema: their moving average, where the file has one.
-        info: our own description, where the file has one.
-        training: optimizer state in the file's own form, by entry.
-        extras: name -> short description of everything else.
-    """
-
-    state: dict[str, Tensor]
-    ema: dict[str, Tensor] | None = None
-    info: dict[str, Any] | None = None
-    training: dict[str, Any] = field(default_factory=dict)
-    extras: dict[str, str] = field(default_factory=dict)
 
 
 def sniff(path: Path) -> str:
@@ -80,7 +57,7 @@ def sniff(path: Path) -> str:
         return "torch"
     if head.startswith(b"\n"):
         return "mindspore"
-    raise WeightsError(f"{path} is no weights file ({size} bytes that start with {head[:8]!r}): {_DAMAGED}")
+    raise WeightsError(f"{path} is no weights file ({size} bytes that start with {head[:8]!r}): {DAMAGED}")
 
 
 def _sniff_zip(path: Path) -> str:
@@ -88,7 +65,7 @@ def _sniff_zip(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is {_DAMAGED}") from error
+        raise WeightsError(f"{path} is {DAMAGED}") from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(f"{path} is a TorchScript program: save the state dict of its module instead")
     if any(name.endswith("data.pkl") for name in names):
@@ -96,32 +73,6 @@ def _sniff_zip(path: Path) -> str:
     if names and all(name.endswith(".npy") for name in names):
         return "npz"
     raise WeightsError(f"{path} is a zip archive without weights: unpack it first")
-
-
-def read_safetensors(path: Path) -> Raw:
-    """Tensors as views of the mapped file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = list(file.keys())
-            state = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise WeightsError(f"{path} is {_DAMAGED} ({error})") from error
-    return Raw(state, info=_described(path, metadata))
-
-
-def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
-    if METADATA_KEY not in metadata:
-        return None
-    try:
-        values = json.loads(metadata[METADATA_KEY])
-    except ValueError as error:
-        raise WeightsError(f"{path}: its description is not JSON ({error}): {_DAMAGED}") from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path}: its description is a {type(values).__name__}: {_DAMAGED}")
-    return values
 
 
 def read(path: Path) -> Raw:
@@ -133,13 +84,9 @@ def read(path: Path) -> Raw:
     return CONTAINERS[sniff(path)](path)
 
 
-def _read_torch(path: Path) -> Raw:
-    from inception_v4.weights.pickled import read_pickled
-
-    return read_pickled(path)
-
-
 CONTAINERS: dict[str, Callable[[Path], Raw]] = {
     "safetensors": read_safetensors,
-    "torch": _read_torch,
+    "torch": read_pickled,
+    "mindspore": read_mindspore,
+    "npz": read_npz,
 }

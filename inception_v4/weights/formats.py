@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.weights import pytorch
+from inception_v4.weights import mindcv, modelzoo, pytorch, tfslim
 from inception_v4.weights.record import WeightsError, WeightsInfo
+
+_PICKLED = (".pth", ".pt", ".bin")
+_MINDSPORE = (".ckpt", ".safetensors")
 
 State = dict[str, Tensor]
 
@@ -31,7 +34,7 @@ class Format:
     matches: Callable[[Collection[str]], bool]
     decode: Callable[[State, list[str]], State]
     encode: Callable[[State, WeightsInfo, list[str]], State]
-    suffixes: tuple[str, ...] = (".safetensors", ".pth", ".pt", ".bin")
+    suffixes: tuple[str, ...] = (".safetensors", *_PICKLED)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 
@@ -41,7 +44,30 @@ FORMATS: dict[str, Format] = {
         pytorch.is_cadene,
         pytorch.decode,
         pytorch.encode,
-        suffixes=(".pth", ".pt", ".bin", ".safetensors"),
+        suffixes=(*_PICKLED, ".safetensors"),
+    ),
+    "modelzoo": Format(
+        "MindSpore ModelZoo's Inceptionv4: two more BatchNorms, another epsilon",
+        modelzoo.is_modelzoo,
+        modelzoo.decode,
+        modelzoo.encode,
+        suffixes=_MINDSPORE,
+        preprocessing=modelzoo.PREPROCESSING,
+    ),
+    "mindcv": Format(
+        "MindCV's inception_v4",
+        mindcv.is_mindcv,
+        mindcv.decode,
+        mindcv.encode,
+        suffixes=_MINDSPORE,
+        preprocessing=mindcv.PREPROCESSING,
+    ),
+    "tf-slim": Format(
+        "TF-Slim's InceptionV4, the original: HWIO kernels, no gamma, usually 1001 classes",
+        tfslim.is_tfslim,
+        tfslim.decode,
+        tfslim.encode,
+        suffixes=(".npz",),
     ),
     "torch": Format("timm and this package", pytorch.is_torch, pytorch.decode, pytorch.encode),
 }

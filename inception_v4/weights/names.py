@@ -17,8 +17,6 @@ _STEM = {
     "features.0": "Conv2d_1a_3x3",
     "features.1": "Conv2d_2a_3x3",
     "features.2": "Conv2d_2b_3x3",
-    "features.3.conv": "Mixed_3a/Branch_1/Conv2d_0a_3x3",
-    "features.5.conv": "Mixed_5a/Branch_0/Conv2d_1a_3x3",
 }
 # One line per branch: PyTorch name and TensorFlow leaf of each unit in it (`Branch_K/Conv2d_<leaf>`).
 _REDUCE_WITH_1X7 = (
@@ -48,8 +46,10 @@ _INCEPTION_C = (
     | {"branch2_3a": "0d_1x3", "branch2_3b": "0e_3x1"},
     {"branch3.1": "0b_1x1"},
 )
-_MIXED = {
+_MIXED: dict[int, tuple[str, tuple[dict[str, str], ...]]] = {
+    3: ("Mixed_3a", ({}, {"conv": "0a_3x3"})),
     4: ("Mixed_4a", _REDUCE_WITH_1X7),
+    5: ("Mixed_5a", ({"conv": "1a_3x3"},)),
     **{6 + i: (f"Mixed_5{letter}", _INCEPTION_A) for i, letter in enumerate("bcde")},
     10: ("Mixed_6a", _REDUCTION_A),
     **{11 + i: (f"Mixed_6{letter}", _INCEPTION_B) for i, letter in enumerate("bcdefgh")},

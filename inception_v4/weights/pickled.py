@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inception_v4.weights.containers import Raw
-from inception_v4.weights.record import WeightsError
+from inception_v4.weights.record import DAMAGED, Raw, WeightsError
 
 _MODEL_KEYS = ("state_dict", "model", "model_state_dict", "module")
 _EMA_KEYS = ("ema", "state_dict_ema", "model_ema", "ema_state_dict")
@@ -69,7 +68,7 @@ def _load(path: Path) -> Any:
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
     reason = (str(error).strip().splitlines() or [""])[0][:120]
-    return WeightsError(f"{path} is truncated or damaged: copy or download it again ({type(error).__name__}: {reason})")
+    return WeightsError(f"{path} is {DAMAGED} ({type(error).__name__}: {reason})")
 
 
 def _is_state_dict(value: Any) -> bool:

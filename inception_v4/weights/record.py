@@ -14,6 +14,9 @@ BACKGROUND = "background"
 """Name of class 0 in 1001-class weights: TensorFlow counts ImageNet's classes from 1."""
 
 
+DAMAGED = "truncated or damaged: copy or download it again"
+
+
 class WeightsError(ValueError):
     """Weights that cannot be used; one line that names the file, the value and the remedy."""
 
@@ -134,6 +137,24 @@ class Weights:
             state[name] = state[name][1:]
         line = "class 0 (background) of 1001: dropped, the other 1000 classes move up by one"
         return replace(self, state=state, info=self.info.without_background(), dropped=[*self.dropped, line])
+
+
+@dataclass
+class Raw:
+    """The content of one file, still under its own names.
+
+    Attributes:
+        state: parameters; ema: their moving average, where the file has one.
+        info: our own description, where the file has one.
+        training: optimizer state in the file's own form, by entry.
+        extras: name -> short description of everything else.
+    """
+
+    state: dict[str, Tensor]
+    ema: dict[str, Tensor] | None = None
+    info: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    extras: dict[str, str] = field(default_factory=dict)
 
 
 def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from inception_v4.weights.containers import METADATA_KEY
-from inception_v4.weights.files import replacing
+from inception_v4.checkpoint import atomic_write
+from inception_v4.weights import msckpt
+from inception_v4.weights.formats import FORMATS
+from inception_v4.weights.mindspore import from_tensor
 from inception_v4.weights.names import CANONICAL, HEAD, difference, wrapper_prefix
-from inception_v4.weights.record import WeightsError, WeightsInfo
+from inception_v4.weights.npz import write_npz
+from inception_v4.weights.record import Weights, WeightsError, WeightsInfo
+from inception_v4.weights.safetensor import write_safetensors
+from inception_v4.weights.source import sidecar
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+State = dict[str, Tensor]
 
 
 def save_weights(
@@ -40,25 +50,88 @@ def save_weights(
         raise WeightsError(f"the module is not exactly an Inception-v4: {wrong}")
     if info.num_classes != state[HEAD[0]].shape[0]:
         raise WeightsError(f"info says {info.num_classes} classes, the module has {state[HEAD[0]].shape[0]}")
-    write_safetensors(cast(state, dtype), path, {"format": "pt", METADATA_KEY: info.to_json()})
+    write_weights(Weights(state, info), path, layout="torch", dtype=dtype)
     return path
 
 
-def cast(state: dict[str, Tensor], dtype: torch.dtype | str | None) -> dict[str, Tensor]:
+def write_weights(
+    weights: Weights,
+    path: Path,
+    *,
+    layout: str,
+    dtype: torch.dtype | str | None = None,
+    training: State | None = None,
+) -> list[str]:
+    """Write `weights` in a layout, whole or not at all; returns lines for people: what was changed.
+
+    The description goes into the metadata of safetensors, and into `<path>.json` beside any other kind of file.
+
+    Args:
+        layout: a key of `FORMATS`.
+        dtype: store floating-point tensors in this type; by default as they are.
+        training: more entries under the layout's names (optimizer state), stored as they are.
+
+    Raises:
+        WeightsError: the layout cannot be written to such a file, or has no place for the type.
+    """
+    check_suffix(path, layout)
+    notes: list[str] = []
+    state = cast(FORMATS[layout].encode(weights.state, weights.info, notes), dtype) | (training or {})
+    # The layouts of others have one epsilon each; ours says which.
+    info = weights.info if layout in ("torch", "cadene") else replace(weights.info, bn_eps=1e-3)
+    with atomic_write(path) as temporary:
+        _WRITERS[path.suffix](state, temporary, info)
+    beside = sidecar(path)
+    if path.suffix == ".safetensors":
+        beside.unlink(missing_ok=True)  # it would speak about the file that was replaced
+    else:
+        with atomic_write(beside) as temporary:
+            temporary.write_text(json.dumps(info.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return notes
+
+
+def check_suffix(path: Path, layout: str) -> None:
+    """Refuse a suffix that the layout's programs would not read."""
+    if layout not in FORMATS:
+        raise WeightsError(f"layout {layout!r} is not one of {', '.join(FORMATS)}")
+    allowed = FORMATS[layout].suffixes
+    if path.suffix not in allowed:
+        raise WeightsError(f"{path}: the layout {layout} is written to {', '.join(allowed)}, not {path.suffix!r}")
+
+
+def layout_for(path: Path) -> str:
+    """The layout that a suffix stands for when none is named."""
+    usual = {".safetensors": "torch", ".pth": "torch", ".pt": "torch", ".bin": "torch"}
+    usual |= {".ckpt": "mindcv", ".npz": "tf-slim"}
+    if path.suffix not in usual:
+        raise WeightsError(f"{path}: no layout has the suffix {path.suffix!r}; use one of {', '.join(usual)}")
+    return usual[path.suffix]
+
+
+def cast(state: State, dtype: torch.dtype | str | None) -> State:
     """Contiguous CPU tensors, floating-point ones in `dtype` (None: unchanged)."""
     if isinstance(dtype, str):
         if dtype not in DTYPES:
             raise WeightsError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
         dtype = DTYPES[dtype]
     return {
-        name: tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
         for name, tensor in state.items()
     }
 
 
-def write_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """One safetensors file, whole or not at all."""
-    from safetensors.torch import save_file
+def _write_pickled(state: State, path: Path, info: WeightsInfo) -> None:
+    # torch.save writes whole storages: a tensor that is a part of a larger one (a mapped file) gets its own.
+    torch.save({n: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for n, t in state.items()}, path)
 
-    with replacing(path) as temporary:
-        save_file(state, str(temporary), metadata=metadata)
+
+def _write_mindspore(state: State, path: Path, info: WeightsInfo) -> None:
+    msckpt.write(path, {name: from_tensor(tensor) for name, tensor in state.items()})
+
+
+_WRITERS: dict[str, Callable[[State, Path, WeightsInfo], None]] = {
+    ".safetensors": write_safetensors,
+    ".ckpt": _write_mindspore,
+    ".npz": lambda state, path, info: write_npz(state, path),
+    **dict.fromkeys((".pth", ".pt", ".bin"), _write_pickled),
+}

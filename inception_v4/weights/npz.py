@@ -1,0 +1,60 @@
+"""`.npz` dumps of TensorFlow checkpoints: the network's variables, and a list of the rest."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inception_v4.weights.record import Raw, WeightsError
+
+SCOPE = "InceptionV4/"
+_AVERAGE = "/ExponentialMovingAverage"
+_NETWORK = re.compile(rf"{SCOPE}(?!AuxLogits).*/(weights|biases|BatchNorm/\w+)({_AVERAGE})?")
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What zipfile and numpy raise on damaged bytes."""
+
+
+def read_npz(path: Path) -> Raw:
+    """The network's variables; auxiliary head, optimizer slots and counters are only listed."""
+    tensors, others = {}, []
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for name in file.files:
+                plain = name.removesuffix(":0")
+                if _NETWORK.fullmatch(plain):
+                    tensors[plain] = torch.from_numpy(np.ascontiguousarray(file[name]))
+                else:
+                    others.append(plain)
+    except _READ_ERRORS as error:
+        raise WeightsError(f"{path} is truncated or damaged: dump it again ({error})") from error
+    state = {name: tensor for name, tensor in tensors.items() if not name.endswith(_AVERAGE)}
+    average = {name.removesuffix(_AVERAGE): tensor for name, tensor in tensors.items() if name.endswith(_AVERAGE)}
+    counts = Counter("AuxLogits/*" if "AuxLogits" in name else name.rsplit("/", 1)[-1] for name in others)
+    extras = {kind: f"{count} variables" for kind, count in counts.items()}
+    return Raw(state, ema=state | average if average else None, extras=extras)
+
+
+def write_npz(state: dict[str, Tensor], path: Path) -> None:
+    """An uncompressed archive; numpy has no bfloat16, so that is an error."""
+    if any(tensor.dtype == torch.bfloat16 for tensor in state.values()):
+        raise WeightsError("npz cannot hold bf16: convert with dtype fp32 or fp16")
+    with path.open("wb") as file:
+        np.savez(file, **{name: tensor.numpy() for name, tensor in state.items()})  # type: ignore[arg-type]

@@ -1,0 +1,53 @@
+"""Safetensors files: PyTorch's and MindSpore's; ours carry their description in the metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inception_v4.weights.mindspore import is_mindspore, split
+from inception_v4.weights.record import DAMAGED, Raw, WeightsError, WeightsInfo
+
+METADATA_KEY = "inception_v4"
+"""Key of our JSON among the metadata."""
+
+
+def read_safetensors(path: Path) -> Raw:
+    """Tensors as views of the mapped file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = list(file.keys())
+            state = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path} is {DAMAGED} ({error})") from error
+    info = _described(path, metadata)
+    if is_mindspore(state):
+        return replace(split(state), info=info)
+    return Raw(state, info=info)
+
+
+def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
+    if METADATA_KEY not in metadata:
+        return None
+    try:
+        values = json.loads(metadata[METADATA_KEY])
+    except ValueError as error:
+        raise WeightsError(f"{path}: its description is not JSON ({error}): {DAMAGED}") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: its description is a {type(values).__name__}: {DAMAGED}")
+    return values
+
+
+def write_safetensors(state: dict[str, Tensor], path: Path, info: WeightsInfo) -> None:
+    """Contiguous CPU tensors and how to use them; marked as PyTorch's or as MindSpore's, by their names."""
+    from safetensors.torch import save_file
+
+    kind = "ms" if is_mindspore(state) else "pt"
+    save_file(state, str(path), metadata={"format": kind, METADATA_KEY: info.to_json()})

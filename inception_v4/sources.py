@@ -201,9 +201,10 @@ def _open_imagenet(data: Data, split: str, world: World, seed: int) -> Source:
     tar, extract = (
         (imagenet.TRAIN_TAR, imagenet.extract_train) if split == "train" else (imagenet.VAL_TAR, imagenet.extract_val)
     )
-    if not folder.is_dir() and data.extract:
+    if data.extract:
         with world.main_first():
-            extract(root, folder)
+            if not folder.is_dir():
+                extract(root, folder)
     if not folder.is_dir() and (root / tar).is_file():
         raise FileNotFoundError(f"{root} has {tar} and no folder {folder.name!r}: give extract true to unpack it")
     return _open_split(data, split)
@@ -212,14 +213,16 @@ def _open_imagenet(data: Data, split: str, world: World, seed: int) -> Source:
 def _open_cifar(data: Data, split: str, world: World, seed: int) -> Source:
     cifar = {"cifar10": CIFAR10, "cifar100": CIFAR100}[str(data.dataset)]
     root = Path(data.data_dir).expanduser() if data.data_dir else cache_dir() / str(data.dataset)
+    pictures_by_class = root / data.train_split
+    if data.dataset_download:
+        # All processes come here whatever they find: the first one's download must not change who waits for whom.
+        with world.main_first():
+            if read_cifar(cifar, root, train=split == "train") is None and not holds_classes(pictures_by_class):
+                download(cifar, root)
     arrays = read_cifar(cifar, root, train=split == "train")
-    if arrays is None and holds_classes(root / data.train_split):
+    if arrays is None and holds_classes(pictures_by_class):
         has_val = data.val_split != "val" or holds_classes(root / data.val_split)
         return _open_split(data if has_val else data.model_copy(update={"val_split": "test"}), split)
-    if arrays is None and data.dataset_download:
-        with world.main_first():
-            download(cifar, root)
-        arrays = read_cifar(cifar, root, train=split == "train")
     if arrays is None:
         raise FileNotFoundError(
             f"no {cifar.title} in {root}: give data_dir (with {cifar.python_folder}, {cifar.binary_folders[0]} or "

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from photos import encoded, photos
+from PIL import Image
+
+from inception_v4.pictures import CorruptImage, decode_picture, read_picture
+from inception_v4.shapes import draw_shape
+
+
+def _pillow(data: bytes) -> torch.Tensor:
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(data)).convert("RGB"))).permute(2, 0, 1)
+
+
+def test_photographs_equal_pillow_bit_for_bit() -> None:
+    shapes = set()
+    for data in photos(40):
+        picture = decode_picture(data, "photo")
+        assert picture.dtype == torch.uint8 and torch.equal(picture, _pillow(data))
+        shapes.add(tuple(picture.shape))
+    assert len(shapes) > 10
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_jpeg_colour_modes(mode: str) -> None:
+    data = encoded(draw_shape("heart", 1, 50).convert(mode), quality=95)
+    assert torch.equal(decode_picture(data, "x"), _pillow(data))
+
+
+@pytest.mark.parametrize("fmt", ["PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM"])
+def test_other_formats_also_under_a_wrong_suffix(fmt: str, tmp_path: Path) -> None:
+    data = encoded(draw_shape("heart", 1, 50), fmt)
+    (tmp_path / "picture.JPEG").write_bytes(data)
+    assert torch.equal(read_picture(tmp_path / "picture.JPEG"), _pillow(data))
+
+
+def test_sixteen_bits_keep_the_high_byte_and_alpha_is_dropped() -> None:
+    grey = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
+    picture = decode_picture(encoded(Image.fromarray(grey), "PNG"), "x")
+    assert torch.equal(picture, torch.from_numpy((grey >> 8).astype(np.uint8)).expand(3, -1, -1))
+    image = draw_shape("heart", 1, 50)
+    transparent = image.copy()
+    transparent.putalpha(0)
+    assert torch.equal(decode_picture(encoded(transparent, "PNG"), "x"), decode_picture(encoded(image, "PNG"), "x"))
+
+
+def test_exif_rotation_is_not_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(draw_shape("arrow", 1, 60).crop((0, 0, 60, 40)), exif=exif.tobytes())
+    assert decode_picture(data, "x").shape == (3, 40, 60)
+
+
+@pytest.mark.parametrize("keep", [0, 2, 11, 300, 0.3, 0.9, -30])
+@pytest.mark.parametrize("fmt", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_a_truncated_file_is_named(fmt: str, keep: float) -> None:
+    whole = encoded(draw_shape("star", 2, 64), fmt)
+    end = int(keep * len(whole)) if isinstance(keep, float) else keep
+    decode_picture(whole, "whole")
+    with pytest.raises(
+        CorruptImage, match=r"^cannot decode /data/a\.jpg \(.+\): replace or delete it.*--on-corrupt"
+    ) as e:
+        decode_picture(whole[:end], "/data/a.jpg")
+    assert "\n" not in str(e.value)
+
+
+def test_what_is_not_a_picture() -> None:
+    with pytest.raises(CorruptImage, match="the file is empty"):
+        decode_picture(b"", "x")
+    with pytest.raises(CorruptImage, match="not a picture format"):
+        decode_picture(b"<html>not found</html>", "x")
+    with pytest.raises(CorruptImage):  # a header that promises a gigantic picture
+        decode_picture(
+            b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBBI", 13, b"IHDR", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0, 0), "x"
+        )
+    with pytest.raises(FileNotFoundError):
+        read_picture("/nowhere/at/all.jpg")

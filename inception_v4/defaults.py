@@ -1,0 +1,144 @@
+"""Settings for someone who has a folder of pictures and nothing else to say. Pure arithmetic; no torch, no files."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+PARAMETER_BYTES = 43_000_000 * 4
+COPIES = 4
+"""Weights, gradients, momentum and the moving average, each of float32."""
+ACTIVATION_BYTES = {"off": 165 << 20, "half": 84 << 20}
+"""What one 299-pixel picture keeps for the backward pass; measured, and proportional to the area."""
+OVERHEAD_BYTES = 1 << 30
+"""The framework, convolution workspaces and the buffers of the allocator."""
+USABLE = 0.8
+HALF_PRECISION = {"cuda": "fp16", "npu": "fp16", "xpu": "bf16"}
+"""float16 is the half precision that every CUDA GPU and every Ascend chip has."""
+ASSUMED_MEMORY = 8 << 30
+
+Choice = tuple[dict[str, Any], list[str]]
+
+
+class Plan(NamedTuple):
+    """How long to train, in pictures seen; epochs are kept within limits."""
+
+    pictures: int
+    fewest: int
+    most: int
+
+    def epochs(self, n_images: int) -> int:
+        return min(max(round(self.pictures / n_images), self.fewest), self.most)
+
+
+PLANS = {
+    ("finetune", "fast"): Plan(40_000, 5, 40),
+    ("finetune", "cpu"): Plan(6_000, 3, 15),
+    ("scratch", "fast"): Plan(6_000_000, 90, 150),
+    ("scratch", "cpu"): Plan(60_000, 5, 30),
+}
+
+
+def choose_defaults(
+    n_images: int, n_classes: int, memory_bytes: int | None, device_type: str, *, pretrained: bool = True
+) -> Choice:
+    """Settings for this much data on this device, and a line of reason for each group of them.
+
+    Args:
+        n_images, n_classes: of the training pictures.
+        memory_bytes: free memory of the device (of the machine for a CPU), per process; None if unknown.
+        device_type: cpu, cuda, npu, mps or xpu.
+        pretrained: fine-tune the ImageNet weights, or train from scratch.
+    Raises:
+        ValueError: no pictures or fewer than two classes.
+    """
+    if n_images < 1 or n_classes < 2:
+        raise ValueError(f"{n_images} pictures of {n_classes} classes: at least two classes with pictures are needed")
+    device = "cpu" if device_type == "cpu" else "fast"
+    settings: dict[str, Any] = {"amp": HALF_PRECISION.get(device_type, "off")}
+    settings["image_size"], reasons = _image_size(device, pretrained)
+    if settings["amp"] != "off":
+        reasons.append(f"amp {settings['amp']}: half precision takes less time and memory on {device_type}")
+    for chosen, why in (
+        _batch(n_images, memory_bytes, settings),
+        (_finetune if pretrained else _scratch)(n_images),
+    ):
+        settings |= chosen
+        reasons += why
+    plan = PLANS["finetune" if pretrained else "scratch", device]
+    for chosen, why in (_length(n_images, plan, settings["batch_size"]), _advice(n_images, n_classes, pretrained)):
+        settings |= chosen
+        reasons += why
+    return settings, reasons
+
+
+def _image_size(device: str, pretrained: bool) -> tuple[int, list[str]]:
+    if device != "cpu":
+        return 299, []
+    size = 224 if pretrained else 128
+    return size, [f"image_size {size}: {299 * 299 / size / size:.1f} times less work than 299, for a CPU"]
+
+
+def _batch(n_images: int, memory_bytes: int | None, settings: dict[str, Any]) -> Choice:
+    """The largest power of two up to 64 that fits into memory and leaves eight steps in an epoch."""
+    memory = ASSUMED_MEMORY if memory_bytes is None else memory_bytes
+    free = USABLE * memory - COPIES * PARAMETER_BYTES - OVERHEAD_BYTES
+    per_image = ACTIVATION_BYTES["off" if settings["amp"] == "off" else "half"] * (settings["image_size"] / 299) ** 2
+    fits = int(free / per_image) if free > 0 else 0
+    wanted = min(64, max(8, n_images // 8))
+    size = 1 << (max(min(fits, wanted), 1).bit_length() - 1)
+    known = "unknown memory, 8 GiB assumed" if memory_bytes is None else f"{memory / 2**30:.1f} GiB of memory"
+    if size >= min(wanted, 8):
+        return {"batch_size": size}, [f"batch_size {size}: {known} would hold {fits}, {n_images} pictures"]
+    # BatchNorm needs several pictures at a time: pay with time for the memory.
+    return {"batch_size": 8, "grad_checkpointing": True}, [
+        f"batch_size 8 with grad_checkpointing: {known} is little; more time, less memory"
+    ]
+
+
+def _length(n_images: int, plan: Plan, batch_size: int) -> Choice:
+    """Epochs, warm-up, and an average over the last tenth of the run."""
+    epochs = plan.epochs(n_images)
+    steps = max(epochs * max(n_images // batch_size, 1), 1)
+    decay = round(min(max(1 - 10 / steps, 0.9), 0.9999), 6)
+    settings = {
+        "epochs": epochs,
+        "scheduler": "cosine",
+        "warmup_epochs": max(1, round(epochs / 20)),
+        "ema": True,
+        "ema_decay": decay,
+        "ema_warmup": min(max(steps // 20, 1), 2000),
+    }
+    return settings, [f"epochs {epochs}: about {steps} steps; the weights are averaged over some {1 / (1 - decay):.0f}"]
+
+
+def _finetune(n_images: int) -> Choice:
+    settings = {
+        "opt": "momentum", "momentum": 0.9, "lr": 0.01, "lr_base_batch": 32, "weight_decay": 1e-4,
+        "weight_decay_filter": "no_norm_bias", "clip_grad": 5.0, "label_smoothing": 0.1, "scale": (0.35, 1.0),
+        "color_jitter": 0.2, "val_fraction": _held_out(n_images),
+    }  # fmt: skip
+    return settings, ["lr 0.01 per 32 pictures: SGD with momentum, small steps from the ImageNet weights"]
+
+
+def _scratch(n_images: int) -> Choice:
+    large = n_images >= 100_000
+    settings = {
+        "opt": "momentum", "momentum": 0.9, "lr": 0.045, "lr_base_batch": 256, "clip_grad": 5.0,
+        "weight_decay": 4e-5 if large else 5e-4, "weight_decay_filter": "all" if large else "no_norm_bias",
+        "label_smoothing": 0.1, "auto_augment": "autoaug" if large else "trivialaugwide", "re_prob": 0.25,
+        "scale": (0.08, 1.0) if large else (0.2, 1.0), "val_fraction": _held_out(n_images),
+    }  # fmt: skip
+    return settings, ["lr 0.045 per 256 pictures: MindCV's recipe for this network, from scratch"]
+
+
+def _held_out(n_images: int) -> float:
+    return 0.2 if n_images < 500 else 0.1 if n_images < 50_000 else 0.05
+
+
+def _advice(n_images: int, n_classes: int, pretrained: bool) -> Choice:
+    reasons = []
+    if n_images / n_classes < 20:
+        reasons.append(f"{n_images / n_classes:.0f} pictures per class are few: results will vary, more will help most")
+    if not pretrained and n_images < 50_000:
+        reasons.append(f"{n_images} pictures are few to train from scratch: --pretrained reaches more in less time")
+    return {}, reasons

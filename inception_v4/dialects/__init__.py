@@ -43,9 +43,14 @@ _SWITCHED = (
 
 
 def recognise(recipe: Mapping[str, Any]) -> Dialect | None:
-    """The project whose recipe this is: the one with most names that only it has, unless a name is only ours."""
-    signs = {name: dialect.signs & recipe.keys() for name, dialect in DIALECTS.items()}
-    best = DIALECTS[max(signs, key=lambda name: len(signs[name]))]
+    """The project whose recipe this is: it has names that only that project has, and none that only this one has."""
+
+    def score(dialect: Dialect) -> tuple[int, int]:
+        others = {name for other in DIALECTS.values() if other is not dialect for name in other.rules}
+        signs = dialect.signs & recipe.keys()
+        return len(signs - others), len(signs)
+
+    best = max(DIALECTS.values(), key=score)
     if not best.signs & recipe.keys() or (OURS - best.rules.keys()) & recipe.keys():
         return None
     return best
@@ -68,7 +73,8 @@ def translate(given: Mapping[str, Any], recipe: Mapping[str, Any] | None = None)
     notices: list[str] = []
     if dialect is not None:
         notices += _drop(dialect, view)
-        settings, remarks = dialect.implied(view)
+        found, remarks = dialect.implied(view)
+        settings |= found
         notices += remarks
     explicit: set[str] = set()
     for level in (IMPLIED, RECIPE, COMMAND_LINE):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
-Outcome = tuple[dict[str, Any], list[str]]
+Outcome = tuple[Mapping[str, Any], Sequence[str]]
 """Settings in this project's names and scales, and notices for the user."""
 
-NOTHING: Outcome = ({}, [])
+NOTHING: Outcome = (MappingProxyType({}), ())
 NO_EFFECT = " -> no effect: "
 
 

@@ -82,7 +82,7 @@ def _best() -> str:
         if reason is None:
             return kind
         if expected:
-            logging.getLogger(__name__).warning("this machine has a %s that cannot be used: %s", row.label, reason)
+            logging.getLogger(__name__).warning("this machine's %s cannot be used: %s", row.label, reason)
     raise AssertionError("the CPU is always there")
 
 

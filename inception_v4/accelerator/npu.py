@@ -39,7 +39,7 @@ class Npu(Indexed):
     """One Ascend NPU: contiguous tensors only, HF32 for TF32, HCCL for NCCL."""
 
     type = "npu"
-    label = "NPU (Ascend)"
+    label = "Ascend NPU"
     backend = "hccl"
     likes_channels_last = False
     probing_is_free = False

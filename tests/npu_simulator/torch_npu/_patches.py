@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.utils.data import dataloader
-
 from torch_npu import npu
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -46,7 +46,7 @@ class _Flat(torch.optim.Optimizer):
                 gradient = gradient.add(params, alpha=group["weight_decay"])
             self.update(group, params, gradient, joined)
 
-    state_names: dict[str, float] = {}
+    state_names: ClassVar[dict[str, float]] = {}
 
     def update(
         self, group: dict[str, Any], params: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor]
@@ -73,7 +73,7 @@ def _join(tensors: list[Any]) -> torch.Tensor:
 
 
 class NpuFusedRMSpropTF(_Flat):
-    state_names = {"square_avg": 1.0, "momentum_buffer": 0.0}
+    state_names: ClassVar[dict[str, float]] = {"square_avg": 1.0, "momentum_buffer": 0.0}
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class NpuFusedRMSpropTF(_Flat):
 
 
 class NpuFusedSGD(_Flat):
-    state_names = {"momentum_buffer": 0.0}
+    state_names: ClassVar[dict[str, float]] = {"momentum_buffer": 0.0}
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ class ProfilerActivity(enum.Enum):
     NPU = 1
 
 
-class profile(torch.profiler.profile):  # noqa: N801
+class profile(torch.profiler.profile):
     """The simulated device has no events of its own: NPU is accepted and records nothing."""
 
     def __init__(self, *, activities: Any = None, **options: Any) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-
 from torch_npu.npu import amp, utils  # noqa: F401
 
 CHIP = os.environ.get("NPU_SIMULATOR_CHIP", "Ascend910B3")

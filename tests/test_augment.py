@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm.data
+import torch
+from photos import photos
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from inception_v4.augment import (
+    DeviceTransform,
+    EvalTransform,
+    PadCrop,
+    draw_erased_box,
+    eval_transform,
+    policy,
+    train_transform,
+)
+from inception_v4.pictures import decode_picture
+from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from inception_v4.schema import Augmentation
+
+_MINDSPORE = Path(__file__).parents[2] / "shared" / "facts" / "values" / "mindspore_resize_bilinear.npz"
+
+
+def _random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def _furthest(a: Tensor, b: Tensor) -> float:
+    return (a.double() - b.double()).abs().max().item()
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize(("size", "crop_pct"), [(299, 0.875), (75, 0.9), (107, 1.0)])
+def test_evaluation_equals_timm(interpolation: str, size: int, crop_pct: float) -> None:
+    ours = eval_transform(Preprocessing(size, crop_pct=crop_pct, interpolation=interpolation))
+    theirs = timm.data.create_transform(
+        (3, size, size), interpolation=interpolation, crop_pct=crop_pct, use_prefetcher=True
+    )
+    differences = []
+    for data in photos(8):
+        picture = decode_picture(data, "photo")
+        expected = torch.from_numpy(np.asarray(theirs(Image.fromarray(picture.permute(1, 2, 0).numpy()))))
+        assert ours(picture).shape == expected.shape == (3, size, size)
+        differences.append((ours(picture).int() - expected).abs().flatten())
+    difference = torch.cat(differences)
+    if interpolation == "nearest":
+        assert (difference > 0).float().mean() < 0.05  # ties: a row and a column in 83
+    else:
+        assert difference.max() <= (2 if interpolation == "bicubic" else 1)
+        assert (difference > 1).float().mean() < 1e-5 and (difference > 0).float().mean() < 0.01
+
+
+def test_evaluation_without_antialiasing_is_another_function() -> None:
+    picture = decode_picture(photos(1)[0], "photo")
+    how = Preprocessing(75)
+    assert _furthest(eval_transform(how)(picture), eval_transform(how.replace(antialias=False))(picture)) > 20
+
+
+def test_evaluation_without_antialiasing_equals_mindspore() -> None:
+    if not _MINDSPORE.is_file():
+        pytest.skip(f"{_MINDSPORE} is not here")
+    values = np.load(_MINDSPORE)
+    picture = torch.from_numpy(values["img"]).permute(2, 0, 1)
+    expected = torch.from_numpy(values["a"]).permute(2, 0, 1)[:, 21 : 21 + 299, 89 : 89 + 299]
+    how = Preprocessing(interpolation="bilinear", antialias=False)
+    assert _furthest(EvalTransform(how)(picture), expected) <= 1
+    assert _furthest(EvalTransform(how.replace(antialias=True))(picture), expected) > 20
+
+
+def test_centre_crop_offset_is_mindspores_without_antialiasing_and_timms_with() -> None:
+    picture = torch.arange(454, dtype=torch.int32).fmod(256).to(torch.uint8).expand(3, 299, 454)
+    how = Preprocessing(299, crop_pct=1.0, interpolation="bilinear")
+    assert EvalTransform(how.replace(antialias=False))(picture)[0, 0, 0] == 77
+    assert EvalTransform(how)(picture)[0, 0, 0] == 78
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "pad", "centre"])
+@pytest.mark.parametrize("shape", [(32, 32), (90, 300), (1, 1), (333, 17)])
+def test_every_picture_becomes_a_square(crop: str, shape: tuple[int, int]) -> None:
+    transform = train_transform(Augmentation(image_size=75, train_crop=crop, vflip=0.5, color_jitter=0.4))
+    result = transform(_random(3, *shape))
+    assert result.shape == (3, 75, 75) and result.dtype == torch.uint8
+
+
+def test_pad_crop_is_cifars() -> None:
+    how = Augmentation(image_size=96, train_crop="pad", interpolation="nearest")
+    picture = _random(3, 32, 32) | 1  # no black pixel
+    seen = set()
+    torch.manual_seed(0)
+    for _ in range(200):
+        small = PadCrop(how)(picture)[:, 1::3, 1::3]
+        rows, columns = (small[0] != 0).any(1), (small[0] != 0).any(0)
+        top = int(rows.nonzero()[0]) or int(rows.nonzero()[-1]) - 31
+        left = int(columns.nonzero()[0]) or int(columns.nonzero()[-1]) - 31
+        padded = torch.nn.functional.pad(picture, [4] * 4)
+        assert torch.equal(small, padded[:, 4 - top : 36 - top, 4 - left : 36 - left])
+        seen |= {(0, top), (1, left)}
+    assert seen == {(axis, offset) for axis in (0, 1) for offset in range(-4, 5)}
+
+
+def test_flips() -> None:
+    picture = _random(3, 75, 75)
+    still = {"image_size": 75, "train_crop": "centre", "crop_pct": 1.0, "interpolation": "nearest"}
+    assert torch.equal(train_transform(Augmentation(**still, hflip=1))(picture), picture.flip(2))
+    assert torch.equal(train_transform(Augmentation(**still, hflip=0, vflip=1))(picture), picture.flip(1))
+    assert torch.equal(train_transform(Augmentation(**still, hflip=0))(picture), picture)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "attributes"),
+    [
+        ("autoaug", v2.AutoAugment, {}),
+        ("original", v2.AutoAugment, {}),
+        ("randaug", v2.RandAugment, {"magnitude": 9, "num_ops": 2, "num_magnitude_bins": 11}),
+        ("rand-m7-n3-inc1", v2.RandAugment, {"magnitude": 7, "num_ops": 3}),
+        ("RandAug-M10-mstd0", v2.RandAugment, {"magnitude": 10}),
+        ("trivialaugwide", v2.TrivialAugmentWide, {}),
+        ("augmix", v2.AugMix, {"severity": 3, "mixture_width": 3, "chain_depth": -1}),
+        ("augmix-m5-w4-d2", v2.AugMix, {"severity": 5, "mixture_width": 4, "chain_depth": 2}),
+    ],
+)
+def test_policies(text: str, kind: type, attributes: dict[str, int]) -> None:
+    how = Augmentation(image_size=75, auto_augment=text, color_jitter=0.4)
+    transform = train_transform(how)
+    (found,) = [step for step in transform.transforms if isinstance(step, kind)]
+    assert {name: getattr(found, name) for name in attributes} == attributes
+    assert not [step for step in transform.transforms if isinstance(step, v2.ColorJitter)], "replaced"
+    torch.manual_seed(0)
+    results = [transform(_random(3, 60, 80)) for _ in range(8)]
+    assert all(r.shape == (3, 75, 75) and r.dtype == torch.uint8 for r in results)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("autoagu", "auto_augment 'autoagu' is unknown: choose autoaug, randaug"),
+        ("3a", "is unknown"),
+        ("randaug-m9-mstd0.5", "option 'mstd0.5' is not supported; randaug takes m0..10, n1..14"),
+        ("randaug-m9-p0.5", "option 'p0.5'"),
+        ("randaug-m11", "'m11' must be between 0 and 10"),
+        ("randaug-m9.5", "option 'm9.5'"),
+        ("randaug--m9", "option ''"),
+        ("autoaug-m9", "option 'm9' is not supported; autoaug takes no options"),
+        ("augmix-m0", "'m0' must be between 1 and 10"),
+    ],
+)
+def test_policies_that_would_mean_something_else(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        policy(text, [128, 128, 128])
+    assert message in str(error.value)
+
+
+def test_uncovered_corners_get_the_mean_colour() -> None:
+    transform = policy("randaug-m10-n1", [124, 116, 104])
+    white = torch.full((3, 64, 64), 255, dtype=torch.uint8)
+    torch.manual_seed(0)
+    corners = {tuple(transform(white)[:, 0, 0].tolist()) for _ in range(60)}
+    assert (124, 116, 104) in corners
+
+
+def test_erased_boxes() -> None:
+    how = Augmentation(image_size=100, re_prob=0.5, re_scale=(0.05, 0.3), re_ratio=(0.5, 2.0))
+    torch.manual_seed(0)
+    boxes = torch.stack([draw_erased_box(how) for _ in range(600)])
+    drawn = boxes[boxes.any(1)].double()
+    assert boxes.dtype == torch.int32 and 0.44 < len(drawn) / len(boxes) < 0.56
+    height, width = drawn[:, 2] - drawn[:, 0], drawn[:, 3] - drawn[:, 1]
+    area, aspect = height * width / 10000, height / width
+    assert drawn.min() >= 0 and drawn.max() <= 100
+    assert 0.047 < area.min() < 0.08 and 0.26 < area.max() < 0.31
+    assert 0.47 < aspect.min() < 0.6 and 1.7 < aspect.max() < 2.1
+    impossible = how.model_copy(update={"re_prob": 1.0, "re_scale": (0.9, 0.9), "re_ratio": (3.0, 3.0)})
+    assert not draw_erased_box(impossible).any()
+
+
+def _batch(count: int = 8, size: int = 75, erase: Tensor | None = None) -> SimpleNamespace:
+    return SimpleNamespace(images=_random(count, 3, size, size), labels=torch.arange(count) % 5, erase=erase)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("mean", "std"), [((0.5,) * 3, (0.5,) * 3), (IMAGENET_MEAN, IMAGENET_STD)])
+def test_normalisation(memory_format: torch.memory_format, mean: tuple, std: tuple) -> None:
+    images = _random(4, 3, 75, 75)
+    how = Preprocessing(75, mean, std)
+    result = DeviceTransform(how, num_classes=5, memory_format=memory_format).eval(images)
+    expected = v2.functional.normalize(images.double() / 255, list(mean), list(std))
+    assert result.dtype == torch.float32 and result.is_contiguous(memory_format=memory_format)
+    assert _furthest(result, expected) < 1e-6
+    if mean[0] == 0.5:
+        assert result.min() == -1 and result.max() == 1
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("value", [0.0, 0.25, "random"])
+def test_erasing_on_the_device(memory_format: torch.memory_format, value: float | str) -> None:
+    boxes = torch.tensor([[10, 20, 40, 60], [0, 0, 0, 0], [0, 0, 75, 75]], dtype=torch.int32)
+    how = Augmentation(image_size=75, re_prob=0.5, re_value=value)
+    batch = _batch(3, erase=boxes)
+    device = DeviceTransform(how, num_classes=5, memory_format=memory_format)
+    images, labels = device.train(batch, seed=3)
+    plain = device.eval(batch.images)
+    changed = (images != plain).any(1)
+    assert images.is_contiguous(memory_format=memory_format) and torch.equal(labels, batch.labels)
+    assert not changed[1].any() and changed[2].float().mean() > 0.99
+    assert changed[0].sum() > 0.99 * 30 * 40 and not changed[0, :10].any() and not changed[0, :, 60:].any()
+    if value == "random":
+        assert abs(images[2].mean()) < 0.05 and abs(images[2].std() - 1) < 0.05
+        assert torch.equal(images, device.train(batch, seed=3)[0])
+        assert not torch.equal(images, device.train(batch, seed=4)[0])
+    else:
+        assert (images[0, :, 10:40, 20:60] == value).all() and (images[2] == value).all()
+
+
+def _mixing(size: int = 75, **settings: float) -> tuple[DeviceTransform, SimpleNamespace, Tensor, Tensor]:
+    batch = _batch(size=size)
+    device = DeviceTransform(Augmentation(image_size=75, **settings), num_classes=5)
+    return device, batch, device.eval(batch.images), torch.nn.functional.one_hot(batch.labels, 5).float()
+
+
+def _partner(targets: Tensor, hard: Tensor) -> tuple[Tensor, float]:
+    """The rotation and the share that explain mixed targets."""
+    for shift in range(1, len(hard)):
+        other = hard.roll(shift, 0)
+        row = int((hard != other).any(1).nonzero()[0])
+        share = targets[row][other[row] == 1].item()
+        if torch.allclose(targets, torch.lerp(hard, other, share), atol=1e-6):
+            return torch.arange(len(hard)).roll(shift), share
+    raise AssertionError("no rotation explains the targets")
+
+
+def test_mixup() -> None:
+    device, batch, plain, hard = _mixing(mixup=0.8)
+    shares = []
+    for seed in range(20):
+        images, targets = device.train(batch, seed)
+        order, share = _partner(targets, hard)
+        torch.testing.assert_close(images, torch.lerp(plain, plain[order], share), atol=1e-5, rtol=0)
+        torch.testing.assert_close(targets.sum(1), torch.ones(8))
+        shares.append(share)
+    assert min(shares) < 0.3 and max(shares) > 0.7
+
+
+def test_cutmix_share_is_the_pasted_area() -> None:
+    device, batch, plain, hard = _mixing(cutmix=1.0)
+    areas = set()
+    for seed in range(20):
+        images, targets = device.train(batch, seed)
+        order, share = _partner(targets, hard) if not torch.equal(targets, hard) else (torch.arange(8), 0.0)
+        pasted = (images != plain).any(1)
+        assert torch.equal(images, torch.where(pasted[:, None], plain[order], plain))
+        assert math.isclose(pasted.float().mean().item(), share, abs_tol=0.002)
+        areas.add(round(share, 2))
+    assert len(areas) > 10
+
+
+def test_both_take_turns_and_cutmix_prob_is_for_either() -> None:
+    device, batch, plain, hard = _mixing(size=24, mixup=1.0, cutmix=1.0, cutmix_prob=0.6)
+    kinds = []
+    for seed in range(1000):
+        images, targets = device.train(batch, seed)
+        same = (images == plain).float().mean().item()
+        kinds.append("none" if same == 1 else "mixup" if same < 0.05 and not torch.equal(targets, hard) else "cutmix")
+        if kinds[-1] == "none":
+            assert targets.dtype == torch.float32 and (targets - hard).abs().max() < 1e-6
+    counts = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
+    assert 0.35 < counts["none"] < 0.45 and 0.25 < counts["mixup"] < 0.35 and 0.25 < counts["cutmix"] < 0.35
+
+
+def test_mixing_is_a_function_of_its_seed_and_touches_no_global_generator() -> None:
+    device, batch, *_ = _mixing(mixup=0.2, cutmix=1.0)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first, again, other = device.train(batch, 1), device.train(batch, 1), device.train(batch, 2)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert not torch.equal(first[1], other[1])
+    assert torch.equal(before, torch.get_rng_state()) and np.array_equal(numpy_before, np.random.get_state()[1])
+
+
+def test_one_picture_is_not_mixed() -> None:
+    device = DeviceTransform(Augmentation(image_size=75, mixup=1.0), num_classes=5)
+    images, targets = device.train(_batch(1), 0)
+    assert images.shape == (1, 3, 75, 75) and torch.equal(targets, torch.tensor([[1.0, 0, 0, 0, 0]]))

@@ -24,7 +24,7 @@ class Format:
     Attributes:
         summary: one line for people.
         matches: whether a file's names are of this layout.
-        decode: the file's tensors to the canonical state; appends lines to the list of notes.
+        decode: the file's tensors, which it may use up, to the canonical state; appends lines to the list of notes.
         encode: the canonical state to the file's tensors; appends lines to the list of notes.
         suffixes: of the files it can be written to; the first is the usual one.
         preprocessing: what weights of this layout expect when nothing says otherwise.
@@ -43,7 +43,7 @@ FORMATS: dict[str, Format] = {
         "Cadene's pretrained-models: 1001 classes, or the spellings of 2017",
         pytorch.is_cadene,
         pytorch.decode,
-        pytorch.encode,
+        pytorch.encode_cadene,
         suffixes=(*_PICKLED, ".safetensors"),
     ),
     "modelzoo": Format(

@@ -77,7 +77,7 @@ def _fit(
     messages = [*weights.notes, *weights.dropped]
     state, info = _fit_head(weights, target, head, messages)
     state, info = _fit_channels(state, info, target, messages)
-    _check_fit(state, target)
+    check_fit(state, target)
     _check_epsilon(model, info)
     if check_finite and (bad := not_finite(state)):
         raise WeightsError(f"NaN or infinity in {preview(bad)}: use another checkpoint, or pass check_finite=False")
@@ -146,7 +146,8 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     return (repeated * (held / channels)).to(weight.dtype)
 
 
-def _check_fit(state: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+def check_fit(state: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Raise `WeightsError` unless `state` has the names and shapes of the state dict `target`."""
     missing, unexpected = target.keys() - state.keys(), state.keys() - target.keys()
     if missing or unexpected:
         raise WeightsError(f"does not fit the network: {difference(missing, unexpected)}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from inception_v4.weights.epsilon import shift_epsilon
 from inception_v4.weights.names import HEAD, UNITS, difference
-from inception_v4.weights.pytorch import with_counters
+from inception_v4.weights.pytorch import note_counters, with_counters
 from inception_v4.weights.record import WeightsError, WeightsInfo
 
 EPSILON = 1e-3
@@ -95,5 +95,5 @@ def encode(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dic
     shifted = shift_epsilon(state, info.bn_eps, EPSILON)
     if shifted is not state:
         notes.append(f"BatchNorm: variances moved from epsilon {info.bn_eps} to {EPSILON}, same function")
-    notes.append("num_batches_tracked: 149 counters dropped (MindSpore has none)")
+    note_counters(state, notes)
     return {other: shifted[name] for name, other in table().items()}

@@ -16,7 +16,7 @@ from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessin
 from inception_v4.weights import mindcv
 from inception_v4.weights.epsilon import shift_epsilon, widened
 from inception_v4.weights.names import HEAD, difference
-from inception_v4.weights.pytorch import with_counters
+from inception_v4.weights.pytorch import note_counters, with_counters
 from inception_v4.weights.record import WeightsError, WeightsInfo
 
 PREPROCESSING = Preprocessing(
@@ -87,5 +87,5 @@ def encode(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dic
         }
     notes.append(f"BatchNorm: variances moved from epsilon {info.bn_eps} to {_BACKBONE_EPSILON}, same function")
     notes.append("bn0 and softmax.batchnorm: added as identities")
-    notes.append("num_batches_tracked: 149 counters dropped (MindSpore has none)")
+    note_counters(state, notes)
     return tensors

@@ -42,7 +42,7 @@ def read_pickled(path: Path) -> Raw:
         state or {},
         ema=ema,
         info=info if isinstance(info, dict) else None,
-        training={"optimizer": rest["optimizer"]} if isinstance(rest.get("optimizer"), dict) else {},
+        training={name: rest[name] for name in ("optimizer", "step") if name in rest},
         extras={str(name): _describe(value) for name, value in rest.items()},
     )
 

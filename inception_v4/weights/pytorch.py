@@ -46,6 +46,20 @@ def with_counters(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tenso
     return state | {name: torch.tensor(0) for name in sorted(absent)}
 
 
+def note_counters(state: dict[str, Tensor], notes: list[str]) -> None:
+    """Say that batch counters have no place in a layout, where they hold anything."""
+    counted = [name for name, tensor in state.items() if name.endswith(COUNTER) and tensor.any()]
+    if counted:
+        notes.append(f"{COUNTER}: {len(counted)} counters dropped (the layout has none)")
+
+
 def encode(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dict[str, Tensor]:
     """The canonical state as it is."""
-    return dict(state)
+    return state
+
+
+def encode_cadene(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dict[str, Tensor]:
+    """The canonical state; Cadene's own loader of pretrained weights wants 1001 classes."""
+    if info.num_classes != 1001:
+        notes.append(f"classes: load into inceptionv4(num_classes={info.num_classes}, pretrained=None)")
+    return state

@@ -35,16 +35,27 @@ def read_weights(source: str | Path, *, ema: bool = False, layout: str | None = 
     try:
         tensors = _choose(raw, ema, notes)
         layout = layout or recognise(tensors)
+        count = len(tensors)
         state = FORMATS[layout].decode(tensors, notes)
         _check_names(state)
         _check_shapes(state)
-        info = _describe(state, layout, raw.info or located.beside or {}, located)
+        described = raw.info or located.beside or {}
+        info = _describe(state, layout, described, located)
     except ValueError as error:
         raise WeightsError(f"{located.origin}: {error}") from error
     if layout == "torch" and info.may_have_background:
         layout = "cadene"
     dropped = [f"{name}: {what}" for name, what in raw.extras.items()]
-    return Weights(state, info, layout, dropped=dropped, notes=notes, training=raw.training)
+    return Weights(
+        state,
+        info,
+        layout,
+        dropped=dropped,
+        notes=notes,
+        training=raw.training,
+        tensors=count,
+        described="preprocessing" in described,
+    )
 
 
 def _choose(raw: containers.Raw, ema: bool, notes: list[str]) -> dict[str, Tensor]:

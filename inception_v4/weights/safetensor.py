@@ -49,5 +49,8 @@ def write_safetensors(state: dict[str, Tensor], path: Path, info: WeightsInfo) -
     """Contiguous CPU tensors and how to use them; marked as PyTorch's or as MindSpore's, by their names."""
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     kind = "ms" if is_mindspore(state) else "pt"
     save_file(state, str(path), metadata={"format": kind, METADATA_KEY: info.to_json()})
+    path.chmod(mode)  # the library makes files that only their owner can read

@@ -15,7 +15,7 @@ from inception_v4.weights.epsilon import shift_epsilon
 from inception_v4.weights.mindcv import EPSILON
 from inception_v4.weights.names import HEAD, UNITS, difference
 from inception_v4.weights.npz import SCOPE
-from inception_v4.weights.pytorch import with_counters
+from inception_v4.weights.pytorch import note_counters, with_counters
 from inception_v4.weights.record import WeightsError, WeightsInfo
 
 _LOGITS = {HEAD[0]: SCOPE + "Logits/Logits/weights", HEAD[1]: SCOPE + "Logits/Logits/biases"}
@@ -48,7 +48,7 @@ def decode(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     missing, unexpected = set(names.values()) - state.keys(), state.keys() - set(names.values())
     if missing or unexpected:
         raise WeightsError(f"not a complete network of this layout: {difference(missing, unexpected)}")
-    plain = {name: _from_tensorflow(state[other]) for name, other in names.items()}
+    plain = {name: _from_tensorflow(state.pop(other)) for name, other in names.items()}
     absent = [name for name in gammas if name not in names]
     if absent:
         notes.append(f"gamma: {len(absent)} created as 1 (TF-Slim has none)")
@@ -75,7 +75,7 @@ def encode(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dic
                 shifted[name] = (shifted[name].double() * gamma.double().view(shape)).to(shifted[name].dtype)
     if folded:
         notes.append(f"gamma: {folded} folded into kernels and means (TF-Slim has none), same function")
-    notes.append("num_batches_tracked: 149 counters dropped (TF-Slim has none)")
+    note_counters(state, notes)
     return {other: _to_tensorflow(shifted[name]) for name, other in table().items()}
 
 

@@ -76,7 +76,11 @@ def write_weights(
     """
     check_suffix(path, layout)
     notes: list[str] = []
-    state = cast(FORMATS[layout].encode(weights.state, weights.info, notes), dtype) | (training or {})
+    state = dict(FORMATS[layout].encode(weights.state, weights.info, notes))
+    stored = storage_type(dtype)
+    for name in state:  # one by one, so that at most one tensor is in memory twice
+        state[name] = as_stored(state[name], stored)
+    state |= training or {}
     # The layouts of others have one epsilon each; ours says which.
     info = weights.info if layout in ("torch", "cadene") else replace(weights.info, bn_eps=1e-3)
     with atomic_write(path) as temporary:
@@ -108,16 +112,16 @@ def layout_for(path: Path) -> str:
     return usual[path.suffix]
 
 
-def cast(state: State, dtype: torch.dtype | str | None) -> State:
-    """Contiguous CPU tensors, floating-point ones in `dtype` (None: unchanged)."""
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise WeightsError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        dtype = DTYPES[dtype]
-    return {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        for name, tensor in state.items()
-    }
+def storage_type(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """The type meant by `fp32`, `fp16` or `bf16`."""
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise WeightsError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    return DTYPES[dtype] if isinstance(dtype, str) else dtype
+
+
+def as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Contiguous and on the CPU; floating-point numbers in `dtype` (None: unchanged)."""
+    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
 
 
 def _write_pickled(state: State, path: Path, info: WeightsInfo) -> None:

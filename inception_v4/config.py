@@ -122,6 +122,7 @@ def shrink(config: Config) -> Config:
         "image_size": 75,
         "epochs": epochs,
         "start_epoch": 0,
+        "bn_momentum": max(values["bn_momentum"], 0.1),  # a few steps must fill the running statistics
         "warmup_epochs": min(values["warmup_epochs"], 1) if epochs > 1 else 0,
         "decay_epochs": None if values["scheduler"].startswith("cosine") else values["decay_epochs"],
         "batch_size": min(values["batch_size"], 8),

@@ -1,4 +1,4 @@
-"""Registers this project's network in timm: `import inception_v4.timm_plugin`, then `create_model("inception_v4_plus")`.
+"""The network in timm: `import inception_v4.timm_plugin`, then `timm.create_model("inception_v4_plus")`.
 
 The parameter names and the published weights are those of timm's own `inception_v4`; what comes on top is gradient
 checkpointing, TF-Slim's and MindCV's initialisation, BatchNorm settings, and `inception_v4.fuse` for inference.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from inception_v4.cli import run
 from inception_v4.config import ConfigError, load_config
 from inception_v4.dialects import DIALECTS, FLAGS, DialectError, recognise, translate
 from inception_v4.schedule import LearningRate
@@ -143,6 +145,17 @@ def test_modelarts_job_form() -> None:
     settings, notices = translate({}, recipe)
     assert settings["data_dir"] == "/cache/data/ImageNet" and settings["output_dir"] == "/cache/train"
     assert any("data_url=s3://b/d" in n for n in notices) and any("train_url=s3://b/o" in n for n in notices)
+
+
+def test_mindcvs_recipe_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"""train -c {MINDCV} --smoke --data_dir none --device_target CPU --amp_level O0 --distribute False
+        --num_samples 8 --val_samples 8 --max_steps 2 --batch_size 4 --ckpt_save_dir={tmp_path / "ckpt"}""".split()
+    assert run(words) == 0, capsys.readouterr().err
+    lines = (tmp_path / "ckpt" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records if "lr" in record][-1] == 2
+    assert (tmp_path / "ckpt" / "best.safetensors").is_file()
+    assert "read as a recipe of MindCV" in capsys.readouterr().err
 
 
 def test_there_are_86_arguments_and_each_is_mapped_warned_about_or_refused() -> None:

@@ -121,7 +121,8 @@ class Refused:
         raise DialectError(f"{name}={shown(value)}: {self.reason}")
 
     def describe(self, name: str) -> str:
-        return f"refused unless {' or '.join(shown(v) for v in self.accepted)}: {self.reason}"
+        fine = [shown(v) for v in self.accepted if not (v is None or v is False or v == 0 or v in ({}, []))]
+        return f"refused{' unless ' + ' or '.join(fine) if fine else ''}: {self.reason}"
 
 
 class Word(NamedTuple):

@@ -14,7 +14,7 @@ import click
 from inception_v4.accelerator import prepare_environment
 from inception_v4.cli import CONTEXT
 from inception_v4.config import leaf_fields, load_config, to_yaml
-from inception_v4.dialects import FLAGS
+from inception_v4.dialects import FLAGS, SWITCHES, translate
 from inception_v4.schema import Config
 
 VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
@@ -81,7 +81,7 @@ def _help(field: Any) -> str:
 def _option(name: str, text: str, *, hidden: bool = False, is_bool: bool = False) -> Callable[[Any], Any]:
     flag = name.replace("_", "-")
     # Bare `--pretrained` is true, and so is `--pretrained True`; other projects' flags may stand alone too.
-    alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_bool or hidden else {}
+    alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if is_bool or hidden or name in SWITCHES else {}
     metavar = "" if is_bool else "VALUE"
     return click.option(f"--{flag}", name, type=str, default=None, help=text, hidden=hidden, metavar=metavar, **alone)
 
@@ -92,9 +92,9 @@ def _negative(name: str) -> Callable[[Any], Any]:
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The settings that were on the command line; `--no-x` is x = false."""
-    values = {name: value for name, value in options.items() if value is not None and not name.startswith("no_")}
-    values |= {name[3:]: "false" for name, value in options.items() if name.startswith("no_") and value is True}
-    return values
+    given = {name: value for name, value in options.items() if value is not None and value is not False}
+    negated = [name for name in given if name.startswith("no_") and name not in FLAGS]
+    return {name: v for name, v in given.items() if name not in negated} | {name[3:]: "false" for name in negated}
 
 
 def _resolve(recipe: str | None, options: dict[str, Any]) -> Config:
@@ -105,7 +105,9 @@ def _resolve(recipe: str | None, options: dict[str, Any]) -> Config:
     return config
 
 
-config_option = click.option("-c", "--config", "recipe", metavar="FILE", help="YAML recipe: a path or a shipped name.")
+config_option = click.option(
+    "-c", "--config", "--config-path", "config_file", metavar="FILE", help="YAML recipe: a path or a shipped name."
+)
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 
@@ -114,7 +116,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @config_option
 @dry_run_option
 @settings()
-def train(recipe: str | None, dry_run: bool, **options: Any) -> None:
+def train(config_file: str | None, dry_run: bool, **options: Any) -> None:
     """Train or fine-tune.
 
     Without a recipe and data: the two-minute `quickstart` on drawn pictures. With --data-dir and no recipe: the
@@ -128,11 +130,10 @@ def train(recipe: str | None, dry_run: bool, **options: Any) -> None:
 
     A stopped run (exit code 75 after SIGTERM or Ctrl-C) goes on with --resume auto --output-dir ITS_FOLDER.
     """
-    if recipe is None:
-        recipe = (
-            "finetune" if options.get("data_dir") or options.get("dataset") not in (None, "shapes") else "quickstart"
-        )
-    config = _resolve(recipe, options)
+    if config_file is None:
+        data, _ = translate(_given(options))
+        config_file = "finetune" if data.get("data_dir") or data.get("dataset") not in (None, "shapes") else "quickstart"
+    config = _resolve(config_file, options)
     if dry_run:
         click.echo(to_yaml(config), nl=False)
         return
@@ -148,7 +149,7 @@ def train(recipe: str | None, dry_run: bool, **options: Any) -> None:
 @json_option
 @click.option("--per-class", is_flag=True, help="Also a table of the classes, worst first.")
 @settings(*VALIDATION_SECTIONS)
-def validate(recipe: str | None, dry_run: bool, as_json: bool, per_class: bool, **options: Any) -> None:
+def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: bool, **options: Any) -> None:
     """Validate weights on labelled pictures: a folder per class, CIFAR, ImageNet.
 
     The weights file says how its pictures are resized, cropped and normalised; flags win over it.
@@ -157,7 +158,7 @@ def validate(recipe: str | None, dry_run: bool, as_json: bool, per_class: bool, 
       inception-v4 validate --ckpt-path runs/photos/best.safetensors --data-dir photos/
       inception-v4 validate --pretrained --dataset imagenet --data-dir /imagenet
     """
-    config = _resolve(recipe, options)
+    config = _resolve(config_file, options)
     if dry_run:
         click.echo(to_yaml(config), nl=False)
         return
@@ -248,9 +249,12 @@ def draw(output: str, shape: str | None, seed: int, size: int) -> None:
     \b
       inception-v4 draw star.jpg
     """
-    from inception_v4.shapes import draw_new
+    from inception_v4.shapes import KINDS, draw_shape
 
-    click.echo(f"{output}: a {draw_new(Path(output), shape, seed=seed, size=size)}")
+    stem = Path(output).stem.lower()
+    kind = shape or next((k for k in KINDS if k in stem), "circle")
+    draw_shape(kind, seed, size).save(output)
+    click.echo(f"{output}: a {kind}")
 
 
 def _print_table(header: Sequence[str], rows: list[Sequence[str]]) -> None:

@@ -26,14 +26,10 @@ class DivergedError(RuntimeError):
 
 @dataclass
 class Precision:
-    """How tensors reach the device and what they are computed in."""
+    """Where and in what number type a network is computed."""
 
     accelerator: Accelerator
     amp_dtype: torch.dtype | None = None
-    memory_format: torch.memory_format = torch.contiguous_format
-
-    def place(self, images: Tensor) -> Tensor:
-        return images.to(memory_format=self.memory_format)
 
     def autocast(self) -> Any:
         return self.accelerator.autocast(self.amp_dtype)
@@ -94,11 +90,10 @@ def on_device(batches: Iterable[Any], accelerator: Accelerator) -> Iterator[Any]
         with copier:
             upcoming = batch.to(accelerator.device, non_blocking=True)
         if ahead is not None:
-            yield ahead
-        copier.wait(*upcoming.tensors())
+            yield copier.ready(ahead)
         ahead = upcoming
     if ahead is not None:
-        yield ahead
+        yield copier.ready(ahead)
 
 
 def train_one_epoch(
@@ -136,7 +131,7 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
         with waits:
             inputs, targets = learner.transform.train(batch, seed)
             with learner.precision.autocast():
-                logits = learner.compute(learner.precision.place(inputs))
+                logits = learner.compute(inputs)
             loss = learner.criterion(logits.float(), targets) * (len(batch.labels) / images)
             learner.scaler.scale(loss).backward()
         total += loss.detach()
@@ -195,7 +190,7 @@ def evaluate(
         if count < batch_size:
             images = torch.cat([images, images.new_zeros((batch_size - count, *images.shape[1:]))])
         with precision.autocast():
-            logits = model(precision.place(images))[:count].float()
+            logits = model(images)[:count].float()
         classes = logits.shape[1]
         first, fifth = topk_hits(logits, batch.labels)
         losses = F.cross_entropy(logits, batch.labels, reduction="none")

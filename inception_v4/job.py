@@ -40,8 +40,8 @@ class Job:
     train_loader: TrainLoader
     val_loader: EvalLoader
     info: WeightsInfo
-    log: RunLog | SilentLog
     steps_per_epoch: int
+    log: RunLog | SilentLog = field(default_factory=SilentLog)
     best: dict[str, Any] = field(default_factory=dict)
     speed: Throughput = field(default_factory=Throughput)
     stopping: list[int] = field(default_factory=list)
@@ -68,7 +68,7 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Job:
     )
     steps = -(-loader.steps_per_epoch // config.optimizer.accum_steps)
     learner = _learner(config, model, accelerator, world, steps)
-    log = _open_log(config, folder, world, steps, resumed_at=state["step"] if state else 0)
+    learner.step = config.schedule.start_epoch * steps
     val_loader = EvalLoader(
         held_out,
         config.augmentation.preprocessing(),
@@ -78,9 +78,11 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Job:
         on_corrupt=config.data.on_corrupt,
         pin_memory=accelerator.pin_memory,
     )
-    job = Job(config, folder, world, accelerator, learner, loader, val_loader, info, log, steps)
+    job = Job(config, folder, world, accelerator, learner, loader, val_loader, info, steps)
     if state is not None:
         restore(job, state)
+    if world.is_main:
+        job.log = _open_log(job)
     _introduce(job, source, held_out, messages, resumed=state is not None)
     return job
 
@@ -139,7 +141,7 @@ def _run_folder(config: Config, world: World) -> Path:
     folder = Path(world.share(name))
     if world.is_main:
         if config.run.resume is None and (folder / "checkpoints").exists():
-            raise FileExistsError(
+            raise ValueError(
                 f"{folder} holds a run already: go on with --resume auto, or give another --output-dir"
             )
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -182,10 +184,9 @@ def _network(config: Config, source: Source, classes: int, *, fresh: bool) -> tu
 
 def _learner(config: Config, model: nn.Module, accelerator: Accelerator, world: World, steps_per_epoch: int) -> Learner:
     training, opt, plan = config.training, config.optimizer, config.schedule
-    precision = Precision(
-        accelerator, accelerator.amp_dtype(training.amp), accelerator.memory_format(training.channels_last)
-    )
-    model.to(accelerator.device, memory_format=precision.memory_format)
+    precision = Precision(accelerator, accelerator.amp_dtype(training.amp))
+    layout = accelerator.memory_format(training.channels_last)
+    model.to(accelerator.device, memory_format=layout)
     if training.sync_bn and world.size > 1:
         model = synchronise_batch_norm(model, accelerator)
     compute = torch.compile(model) if training.compile else model
@@ -209,9 +210,10 @@ def _learner(config: Config, model: nn.Module, accelerator: Accelerator, world: 
         rate=LearningRate(
             plan.scheduler, lr, steps_per_epoch, plan.epochs, plan.warmup_epochs, plan.warmup_lr * scale,
             plan.min_lr * scale, plan.decay_epochs, plan.decay_rate, plan.milestones, plan.lr_epoch_stair,
+            plan.num_cycles, plan.cycle_decay,
         ),
         criterion=make_criterion(training.loss, training.label_smoothing),
-        transform=DeviceTransform(config.augmentation, num_classes=model.num_classes),
+        transform=DeviceTransform(config.augmentation, num_classes=model.num_classes, memory_format=layout),
         precision=precision,
         ema=Ema(model, decay=opt.ema_decay, warmup=opt.ema_warmup) if opt.ema else NoEma(),
         accum_steps=opt.accum_steps,
@@ -221,16 +223,9 @@ def _learner(config: Config, model: nn.Module, accelerator: Accelerator, world: 
     )  # fmt: skip
 
 
-def _open_log(config: Config, folder: Path, world: World, steps: int, *, resumed_at: int) -> RunLog | SilentLog:
-    if not world.is_main:
-        return SilentLog()
-    planned = config.schedule.epochs * steps
-    return RunLog(
-        folder,
-        total_steps=min(planned, config.schedule.max_steps or planned),
-        tensorboard=config.run.tensorboard,
-        resumed_at=resumed_at,
-    )
+def _open_log(job: Job) -> RunLog:
+    tensorboard = job.config.run.tensorboard
+    return RunLog(job.folder, total_steps=job.total_steps, tensorboard=tensorboard, resumed_at=job.learner.step)
 
 
 def _introduce(job: Job, source: Source, held_out: Source, messages: list[str], *, resumed: bool) -> None:
@@ -250,11 +245,15 @@ def _introduce(job: Job, source: Source, held_out: Source, messages: list[str], 
         job.log.say(message)
     if resumed:
         job.log.say(f"resumed at step {job.learner.step} of {job.total_steps}")
-    bn_steps = job.total_steps * config.network.bn_momentum
-    if bn_steps < 3 and not config.network.pretrained:
+    momentum = config.network.bn_momentum
+    if (
+        momentum < 0.01
+        and job.total_steps * momentum < 3
+        and not (config.network.pretrained or config.network.ckpt_path)
+    ):
         job.log.say(
-            f"bn_momentum {config.network.bn_momentum:g} over {job.total_steps} steps leaves BatchNorm's statistics "
-            "near their start: validation will look random; use --bn-momentum 0.1 for a short run"
+            f"bn_momentum {momentum:g} over {job.total_steps} steps leaves BatchNorm's statistics near their start: "
+            "validation will look random; use --bn-momentum 0.1 for a short run"
         )
 
 

@@ -160,22 +160,11 @@ class Ema:
             if not a.is_floating_point():
                 a.copy_(b)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"module": self.module.state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        self.updates = state["updates"]
-
 
 class NoEma:
     """The off state."""
 
     module: nn.Module | None = None
+    updates = 0
 
     def update(self, model: nn.Module) -> None: ...
-
-    def state_dict(self) -> dict[str, Any] | None:
-        return None
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from inception_v4.accelerator import select
 from inception_v4.augment import DeviceTransform, eval_transform
 from inception_v4.engine import Precision
 from inception_v4.factory import PRETRAINED, class_names_of, create_model, describe_class, open_model
-from inception_v4.pictures import CorruptImage, find_pictures, read_picture
+from inception_v4.pictures import SUFFIXES, CorruptImage, read_picture
 from inception_v4.runlog import say, track
 
 __all__ = ["Prediction", "Predictor", "create_model", "pictures_in"]
@@ -70,10 +70,11 @@ class Predictor:
         self.messages, self.info, self.batch_size = opened.messages, opened.info, batch_size
         self.preprocessing = opened.info.preprocessing.replace(image_size=image_size)
         self.class_names = class_names_of(opened.info) or tuple(str(i) for i in range(opened.info.num_classes))
-        self._precision = Precision(accelerator, accelerator.amp_dtype(amp), accelerator.memory_format())
-        self._model = opened.model.to(accelerator.device, memory_format=self._precision.memory_format)
+        self._precision = Precision(accelerator, accelerator.amp_dtype(amp))
+        layout = accelerator.memory_format()
+        self._model = opened.model.to(accelerator.device, memory_format=layout)
         self._resize = eval_transform(self.preprocessing)
-        self._normalise = DeviceTransform(self.preprocessing, num_classes=opened.info.num_classes)
+        self._normalise = DeviceTransform(self.preprocessing, num_classes=opened.info.num_classes, memory_format=layout)
 
     def __call__(self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5) -> list[Prediction]:
         """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W]."""
@@ -94,7 +95,7 @@ class Predictor:
         images = torch.stack([self._resize(picture) for picture in decoded])
         images = self._normalise.eval(images.to(self._precision.accelerator.device))
         with self._precision.autocast():
-            logits = self._model(self._precision.place(images))
+            logits = self._model(images)
         return logits.float().softmax(dim=1).cpu()
 
 
@@ -103,7 +104,7 @@ def pictures_in(paths: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = find_pictures(path)
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             if not inside:
                 raise ValueError(f"no pictures in {path}: it needs .jpg or .png files")
             found += inside
@@ -126,17 +127,30 @@ def to_csv(predictions: Sequence[Prediction]) -> str:
 
 
 def predict_files(predictor: Predictor, files: Sequence[Path], *, top_k: int, on_corrupt: str) -> list[Prediction]:
-    """Predictions for readable files; with `skip` the others are named on stderr and counted."""
-    results, skipped = [], []
+    """Predictions for the readable files; with `skip` the others are named on stderr."""
+    results: list[Prediction] = []
+    names: list[str] = []
+    pictures: list[Tensor] = []
+
+    def flush() -> None:
+        found = predictor(pictures, top_k)
+        results.extend(replace(p, picture=name) for p, name in zip(found, names, strict=True))
+        names.clear()
+        pictures.clear()
+
     for file in track(files, "predicting", len(files)):
         try:
-            results += predictor([file], top_k)
+            pictures.append(read_picture(file))
         except CorruptImage as error:
             if on_corrupt != "skip":
                 raise
-            skipped.append(str(error))
-    for message in skipped:
-        say(f"skipped: {message}")
+            say(f"skipped: {error}")
+            continue
+        names.append(str(file))
+        if len(pictures) == predictor.batch_size:
+            flush()
+    if pictures:
+        flush()
     return results
 
 

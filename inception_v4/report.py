@@ -42,14 +42,15 @@ def _draw_loss(axes: Any, train: list[dict[str, Any]], val: list[dict[str, Any]]
         )
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
-    axes.set_ylim(bottom=0)
+    # A wild validation loss of the first epochs must not flatten everything else.
+    axes.set_ylim(0, 1.15 * max(r["loss"] for r in train if r["loss"] is not None))
     axes.grid(alpha=0.3)
     rate = axes.twinx()
     rate.plot(epochs, [r["lr"] for r in train], color="tab:gray", linewidth=1, linestyle=":", label="learning rate")
     rate.set_ylabel("learning rate")
     rate.set_ylim(bottom=0)
     lines = [*axes.get_lines(), *rate.get_lines()]
-    axes.legend(lines, [line.get_label() for line in lines], loc="upper right", framealpha=0.9)
+    rate.legend(lines, [line.get_label() for line in lines], loc="best", framealpha=0.9)
 
 
 def _draw_accuracy(axes: Any, val: list[dict[str, Any]]) -> None:
@@ -59,14 +60,20 @@ def _draw_accuracy(axes: Any, val: list[dict[str, Any]]) -> None:
         ("top5", "top-5", "o--"),
         ("ema_top1", "top-1, averaged weights", "s-"),
     ):
-        points = [r.get(key) for r in val]
-        if any(p is not None for p in points):
-            axes.plot(epochs, points, style, label=label, markersize=4)
+        if any(key in r for r in val):
+            axes.plot(epochs, _numbers(val, key), style, label=label, markersize=4)
     best = max((max(r["top1"], r.get("ema_top1", 0.0)) for r in val), default=None)
     axes.set_title(f"validation, best top-1 {best:.2f} %" if best is not None else "no validation yet")
     axes.set_xlabel("epoch")
     axes.set_ylabel("percent of pictures")
     axes.set_ylim(0, 102)
+    axes.set_xlim(left=0)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     if val:
         axes.legend(loc="lower right")
+
+
+def _numbers(records: list[dict[str, Any]], key: str) -> list[float]:
+    """A column; null is a gap in the curve."""
+    return [float("nan") if r.get(key) is None else r[key] for r in records]

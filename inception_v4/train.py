@@ -70,8 +70,11 @@ def run_epochs(job: Job) -> None:
             average_buffers(learner.model, job.world)
             if (epoch + 1) % every == 0 or finished:
                 validate_epoch(job, epoch)
-            if (epoch + 1) % job.config.run.ckpt_interval == 0 or finished:
+            saved = (epoch + 1) % job.config.run.ckpt_interval == 0 or finished
+            if saved:
                 save(job)
+            if not finished:
+                stop_if_asked(job, saved=saved)
 
 
 def validate_epoch(job: Job, epoch: int) -> None:
@@ -86,13 +89,7 @@ def validate_epoch(job: Job, epoch: int) -> None:
     job.log.validation(record)
     prefix, result = max(results.items(), key=lambda item: item[1].top1)
     if result.top1 > job.best.get("top1", -1.0):
-        job.best = {
-            "top1": result.top1,
-            "top5": result.top5,
-            "loss": result.loss,
-            "epoch": epoch,
-            "averaged": bool(prefix),
-        }
+        job.best = {**result.record(), "epoch": epoch, "averaged": bool(prefix)}
         if job.world.is_main:
             save_weights(dict(candidates)[prefix], job.folder / "best.safetensors", weights_info(job, result))
     job.skipped |= set(result.skipped)
@@ -103,12 +100,10 @@ def save(job: Job) -> None:
     require_finite(0.0, job.learner.model, step=job.learner.step)
     average_buffers(job.learner.model, job.world)
     if job.world.is_main:
-        save_checkpoint(
-            job.folder / "checkpoints", job.learner.step, capture(job), keep=job.config.run.keep_checkpoint_max
-        )
-        save_weights(
-            job.learner.ema.module or job.learner.model, job.folder / "last.safetensors", weights_info(job, None)
-        )
+        keep = job.config.run.keep_checkpoint_max
+        save_checkpoint(job.folder / "checkpoints", job.learner.step, capture(job), keep=keep)
+        model = job.learner.ema.module or job.learner.model
+        save_weights(model, job.folder / "last.safetensors", weights_info(job, None))
     job.world.barrier()
 
 
@@ -134,6 +129,17 @@ def finish(job: Job) -> dict[str, Any]:
     return summary
 
 
+def stop_if_asked(job: Job, *, saved: bool = False) -> None:
+    """After a signal in any process: save, and raise `Interrupted` in all of them."""
+    if job.world.any(bool(job.stopping)):
+        if not saved:
+            save(job)
+        reason = f"signal {job.stopping[0]}" if job.stopping else "a signal to another process"
+        raise Interrupted(
+            f"stopped by {reason} at step {job.learner.step}: go on with --resume auto --output-dir {job.folder}"
+        )
+
+
 def _after_step(job: Job, loss: Tensor, images: int) -> bool:
     """Bookkeeping of one step; True stops the epoch because the run is over."""
     learner, run = job.learner, job.config.run
@@ -146,12 +152,9 @@ def _after_step(job: Job, loss: Tensor, images: int) -> bool:
     if run.ckpt_steps and step % run.ckpt_steps == 0 and step % job.steps_per_epoch:
         save(job)
         job.speed.resume()
-    if (job.world.size == 1 or step % SIGNAL_CHECK_STEPS == 0) and job.world.any(bool(job.stopping)):
-        save(job)
-        raise Interrupted(
-            f"stopped by signal {job.stopping[0] if job.stopping else 'of another process'} at step {step}: "
-            f"go on with --resume auto --output-dir {job.folder}"
-        )
+    within = step % job.steps_per_epoch != 0 and step < job.total_steps
+    if within and (job.world.size == 1 or step % SIGNAL_CHECK_STEPS == 0):
+        stop_if_asked(job)
     return step >= job.total_steps
 
 
@@ -171,6 +174,7 @@ def _log_training(job: Job) -> None:
             "loss": mean,
             "lr": job.learner.rate(step - 1),
             "images_per_second": speed and speed * job.world.size,
+            "skipped_steps": job.learner.scaler.skipped(),
         }
     )
 
@@ -185,7 +189,7 @@ def _evaluate(job: Job, model: nn.Module) -> Evaluation:
     config = job.config
     precision = job.learner.precision
     amp = config.training.val_amp or config.training.amp
-    precision = Precision(precision.accelerator, precision.accelerator.amp_dtype(amp), precision.memory_format)
+    precision = Precision(precision.accelerator, precision.accelerator.amp_dtype(amp))
     was_training = model.training
     model.eval()
     try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 from inception_v4.accelerator import select
 from inception_v4.augment import DeviceTransform
@@ -15,7 +18,7 @@ from inception_v4.metrics import class_table
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.runlog import say, track
 from inception_v4.schema import Config
-from inception_v4.sources import RelabelledSource, Source, open_source
+from inception_v4.sources import Source, open_source
 
 
 def validate(config: Config) -> dict[str, Any]:
@@ -35,10 +38,9 @@ def validate(config: Config) -> dict[str, Any]:
         names = class_names_of(opened.info)
         pictures = match_labels(pictures, names, opened.info.num_classes, asked=config.data.num_classes)
         amp = config.training.val_amp or config.training.amp
-        precision = Precision(
-            accelerator, accelerator.amp_dtype(amp), accelerator.memory_format(config.training.channels_last)
-        )
-        model = opened.model.to(accelerator.device, memory_format=precision.memory_format)
+        precision = Precision(accelerator, accelerator.amp_dtype(amp))
+        layout = accelerator.memory_format(config.training.channels_last)
+        model = opened.model.to(accelerator.device, memory_format=layout)
         batch_size = config.data.val_batch_size or config.data.batch_size
         loader = EvalLoader(
             pictures, preprocessing, batch_size=batch_size, workers=config.data.workers, world=world,
@@ -52,7 +54,7 @@ def validate(config: Config) -> dict[str, Any]:
         result = evaluate(
             model,
             track(loader, "validating", len(loader)) if world.is_main else loader,
-            transform=DeviceTransform(preprocessing, num_classes=opened.info.num_classes),
+            transform=DeviceTransform(preprocessing, num_classes=opened.info.num_classes, memory_format=layout),
             precision=precision,
             world=world,
             batch_size=batch_size,
@@ -62,6 +64,21 @@ def validate(config: Config) -> dict[str, Any]:
             for warning in suspicions(result):
                 say(warning)
     return report(result, source, preprocessing, seconds, names)
+
+
+class Relabelled(Source):
+    """The pictures of `source` with its class k renumbered as `numbers[k]`."""
+
+    def __init__(self, source: Source, numbers: Sequence[int], class_names: tuple[str, ...]) -> None:
+        self.class_names = class_names
+        self.labels = [numbers[label] for label in source.labels]
+        self._source = source
+
+    def load(self, index: int) -> Tensor:
+        return self._source.load(index)
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
 
 
 def explicit_preprocessing(config: Config, stored: Preprocessing) -> Preprocessing:
@@ -80,7 +97,7 @@ def match_labels(source: Source, names: tuple[str, ...] | None, num_classes: int
     found = source.class_names
     if names is not None and found != names and set(found) <= set(names):
         position = {name: index for index, name in enumerate(names)}
-        return RelabelledSource(source, [position[name] for name in found], names)
+        return Relabelled(source, [position[name] for name in found], names)
     if len(found) == num_classes or (asked is not None and len(found) <= num_classes):
         return source
     raise ValueError(

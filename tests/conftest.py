@@ -1,0 +1,41 @@
+"""Shared fixtures: a cache of its own for drawn pictures, and one tiny finished run for all who need one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from running import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Nothing is read from or left in the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished tiny run with everything random switched on."""
+    from inception_v4.train import train
+
+    folder = tmp_path_factory.mktemp("run") / "finished"
+    train(tiny(folder, **LIVELY))
+    return folder
+
+
+LIVELY = {
+    "drop_rate": 0.3, "ema": True, "ema_warmup": 3, "mixup": 0.2, "cutmix": 1.0, "re_prob": 0.5, "color_jitter": 0.4,
+    "auto_augment": "randaug-m5-n1", "ckpt_steps": 4, "keep_checkpoint_max": 9, "label_smoothing": 0.1,
+}  # fmt: skip
+"""Settings under which every source of randomness takes part."""
+
+
+@pytest.fixture(autouse=True)
+def quiet_threads() -> None:
+    torch.set_num_threads(2)

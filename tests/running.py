@@ -1,0 +1,73 @@
+"""Running the real commands: in this process, in another one, or in several under torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inception_v4.config import build_config
+from inception_v4.schema import Config
+
+ROOT = Path(__file__).parent.parent
+TINY: dict[str, Any] = {
+    "recipe": "tiny", "dataset": "shapes", "shapes_train": 24, "shapes_val": 10, "shapes_classes": 2, "shapes_size": 80,
+    "image_size": 75, "batch_size": 4, "val_batch_size": 4, "epochs": 2, "opt": "momentum", "lr": 0.01, "workers": 0,
+    "log_interval": 1, "tensorboard": False, "device": "cpu", "ckpt_interval": 1, "init": "tf",
+}  # fmt: skip
+"""Six steps per epoch of the whole network, as small as it goes."""
+
+
+def tiny(folder: Path, **changes: Any) -> Config:
+    """A checked configuration of a tiny run into `folder`; its pictures are kept beside it."""
+    return build_config(TINY | {"output_dir": str(folder)} | changes)
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "COLUMNS": "200"}
+
+
+def command(*words: str, processes: int = 1) -> list[str]:
+    """The command line of `inception-v4 words`, under torchrun for several processes."""
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    return [*start, "inception_v4", *words]
+
+
+def run(*words: str, processes: int = 1, cwd: Path | None = None, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and check its exit code."""
+    done = subprocess.run(
+        command(*words, processes=processes), capture_output=True, text=True, env=environment(), cwd=cwd, timeout=280
+    )  # fmt: skip
+    assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint of a run directory."""
+    newest = max((folder / "checkpoints").glob("step-*.pt"))
+    return torch.load(newest, map_location="cpu", weights_only=True)
+
+
+def differing(a: Any, b: Any, path: str = "") -> list[str]:
+    """Where two nested states are not bit for bit the same."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            return [f"{path}: keys"]
+        return [d for key in a for d in differing(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return [f"{path}: length"]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differing(x, y, f"{path}/{i}")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if torch.equal(a, b) else [path]
+    return [] if a == b else [path]

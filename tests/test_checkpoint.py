@@ -1,0 +1,86 @@
+"""Checkpoints: atomic, found again, pruned, and never executed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from inception_v4.checkpoint import (
+    CheckpointError,
+    atomic_write,
+    find_resume,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+
+def test_round_trip_and_pruning(tmp_path: Path) -> None:
+    for step in (5, 100, 20):
+        save_checkpoint(tmp_path, step, {"step": step, "w": torch.full((3,), float(step))}, keep=2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000020.pt", "step-00000100.pt"]
+    state = load_checkpoint(list_checkpoints(tmp_path)[-1])
+    assert state["step"] == 100 and torch.equal(state["w"], torch.full((3,), 100.0))
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(RuntimeError, match="disk"), atomic_write(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("disk")
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_temporary_files_are_never_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000009.pt.77.tmp").write_bytes(b"half")
+    (tmp_path / "step-x.pt").write_bytes(b"no")
+    assert list_checkpoints(tmp_path) == []
+    assert find_resume("auto", tmp_path, lambda message: None) is None
+
+
+def test_auto_skips_a_truncated_checkpoint_and_says_so(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, {"step": 1}, keep=9)
+    newest = save_checkpoint(tmp_path, 2, {"step": 2, "w": torch.zeros(1000)}, keep=9)
+    newest.write_bytes(newest.read_bytes()[:1500])
+    warnings: list[str] = []
+    state = find_resume("auto", tmp_path, warnings.append)
+    assert state is not None and state["step"] == 1
+    assert len(warnings) == 1 and "step-00000002.pt" in warnings[0] and "damaged" in warnings[0]
+    with pytest.raises(CheckpointError, match="damaged"):
+        find_resume(str(newest), tmp_path, warnings.append)
+
+
+class Bomb:
+    def __reduce__(self):  # type: ignore[no-untyped-def]
+        return os.system, ("touch exploded",)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, write in (
+        ("plain.pt", lambda p: p.write_bytes(pickle.dumps(Bomb()))),
+        ("zip.pt", lambda p: torch.save({"version": 1, "x": Bomb()}, p)),
+    ):
+        write(tmp_path / name)
+        with pytest.raises(CheckpointError, match=name):
+            load_checkpoint(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_other_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*gone\.pt"):
+        find_resume(str(tmp_path / "gone.pt"), tmp_path, lambda message: None)
+    with pytest.raises(CheckpointError, match=r"no step-\*\.pt"):
+        find_resume(str(tmp_path), tmp_path, lambda message: None)
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="--ckpt-path"):
+        load_checkpoint(tmp_path / "weights.pt")
+    torch.save({"version": 99}, tmp_path / "future.pt")
+    with pytest.raises(CheckpointError, match="format 99"):
+        load_checkpoint(tmp_path / "future.pt")

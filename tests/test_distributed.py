@@ -1,0 +1,80 @@
+"""Several processes: gradients equal one process's, and validation is exact for any number of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parallel_gradients import gradients
+from running import ROOT, environment, run
+
+from inception_v4.distributed import World
+
+
+def in_processes(output: Path, mode: str, processes: int = 2) -> dict[str, torch.Tensor]:
+    script = ROOT / "tests" / "parallel_gradients.py"
+    words = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        str(script),
+    ]
+    done = subprocess.run([*words, str(output), mode], capture_output=True, text=True, env=environment(), timeout=200)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, torch.Tensor] = torch.load(output, weights_only=True)
+    return found
+
+
+def worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], kind: str) -> float:
+    return max(
+        ((a[k] - b[k]).abs().max() / b[k].abs().max()).item()
+        for k in b
+        if k.startswith(kind) and b[k].is_floating_point()
+    )
+
+
+def test_gradients_of_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    alone = gradients(World(), sync=False)
+    together = in_processes(tmp_path / "sync.pt", "sync")
+    assert worst(together, alone, "gradient") < 1e-9
+    assert worst(together, alone, "buffer") < 1e-12
+    apart = in_processes(tmp_path / "apart.pt", "apart")
+    assert worst(apart, alone, "gradient") > 1e-3, "without SyncBN they differ: the comparison can fail"
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_validation_is_identical_for_any_number_of_processes(
+    finished_run: Path, pictures_203: Path, processes: int, reference: dict[str, float]
+) -> None:
+    words = ("validate", "--ckpt-path", str(finished_run / "last.safetensors"), "--data-dir", str(pictures_203))
+    done = run(
+        *words, "--dataset=folder", "--json", "--batch-size=16", "--workers=0", "--device=cpu", processes=processes
+    )
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    assert result["samples"] == 203
+    found = {name: result[name] for name in ("loss", "top1", "top5", "samples")}
+    assert reference.setdefault("result", found) == found, "bit for bit, the loss too"
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, float]:
+    return {}
+
+
+@pytest.fixture(scope="module")
+def pictures_203(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """203 pictures of the two shapes that the tiny run knows, under val/."""
+    from inception_v4.shapes import KINDS, draw_shape
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(203):
+        kind = KINDS[index % 2]
+        (folder / "val" / kind).mkdir(parents=True, exist_ok=True)
+        draw_shape(kind, index, 80).save(folder / "val" / kind / f"{index:03d}.jpg")
+    return folder

@@ -1,0 +1,107 @@
+"""Optimizers against timm's and against the definition; the moving average against its formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm.optim
+import torch
+from torch import nn
+
+from inception_v4.optim import Ema, RMSpropTF, build_optimizer, clip_gradients, set_learning_rate
+from inception_v4.schema import Optimizer
+
+
+def small_net(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).double()
+
+
+def run_steps(net: nn.Module, optimizer: torch.optim.Optimizer, rates: list[float]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    for lr in rates:
+        set_learning_rate(optimizer, lr)
+        x = torch.randn(4, 3, 8, 8, generator=generator, dtype=torch.float64)
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        optimizer.step()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+RATES = [0.4, 0.3, 0.2, 0.1, 0.05, 0.02]
+
+
+@pytest.mark.parametrize("eps", [1.0, 1e-3])
+@pytest.mark.parametrize("decay", [0.0, 4e-5])
+def test_rmsprop_equals_timms(eps: float, decay: float) -> None:
+    ours, theirs = small_net(), small_net()
+    a = run_steps(ours, RMSpropTF(ours.parameters(), 0.4, alpha=0.9, eps=eps, momentum=0.9, weight_decay=decay), RATES)
+    peer = timm.optim.RMSpropTF(theirs.parameters(), 0.4, alpha=0.9, eps=eps, momentum=0.9, weight_decay=decay)
+    b = run_steps(theirs, peer, RATES)
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+
+
+def test_torchs_rmsprop_is_another_method() -> None:
+    ours, theirs = small_net(), small_net()
+    a = run_steps(ours, RMSpropTF(ours.parameters(), 0.4, momentum=0.9), RATES)
+    b = run_steps(theirs, torch.optim.RMSprop(theirs.parameters(), 0.4, alpha=0.9, eps=1.0, momentum=0.9), RATES)
+    assert max((x - y).abs().max().item() for x, y in zip(a, b, strict=True)) > 1e-2
+
+
+def test_parameter_groups_carry_names_and_decay() -> None:
+    net = small_net()
+    everything = build_optimizer(net, Optimizer(opt="momentum", weight_decay=0.1), 0.1)
+    assert [g["weight_decay"] for g in everything.param_groups] == [0.1]
+    filtered = build_optimizer(
+        net, Optimizer(opt="rmsproptf", weight_decay=0.1, weight_decay_filter="no_norm_bias"), 0.1
+    )
+    by_decay = {g["weight_decay"]: g["param_names"] for g in filtered.param_groups}
+    assert by_decay == {0.1: ["0.weight", "4.weight"], 0.0: ["0.bias", "1.weight", "1.bias", "4.bias"]}
+
+
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "sgd", "adamw", "lamb", "nadam", "lion", "adam"])
+def test_optimizers_by_name_train(name: str) -> None:
+    net = small_net()
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer = build_optimizer(net, Optimizer(opt=name), 1e-3)
+    after = run_steps(net, optimizer, [1e-3])
+    assert any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    assert [n for g in optimizer.param_groups for n in g["param_names"]] == [n for n, _ in net.named_parameters()]
+    if name != "nesterov" and isinstance(optimizer, torch.optim.SGD):
+        assert not optimizer.param_groups[0]["nesterov"]
+
+
+def test_unknown_optimizer_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"'adamww'.*adamw"):
+        build_optimizer(small_net(), Optimizer(opt="adamww"), 0.1)
+
+
+def test_average_follows_mindcvs_formula() -> None:
+    net = small_net()
+    ema = Ema(net, decay=0.99, warmup=20)
+    expected = net[4].weight.detach().clone()
+    statistics = net[1].running_mean.clone()
+    for t in range(1, 6):
+        with torch.no_grad():
+            net[4].weight.add_(0.1 * t)
+            net[1].running_mean.add_(1.0)
+        ema.update(net)
+        decay = 0.99 * (1 - math.exp(-t / 20))
+        expected = decay * expected + (1 - decay) * net[4].weight.detach()
+        statistics = decay * statistics + (1 - decay) * net[1].running_mean
+    torch.testing.assert_close(ema.module[4].weight, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ema.module[1].running_mean, statistics, rtol=1e-12, atol=0)
+    assert not any(p.requires_grad for p in ema.module.parameters())
+
+
+def test_clipping_limits_the_global_norm() -> None:
+    net = small_net()
+    net(torch.randn(2, 3, 8, 8, dtype=torch.float64) * 100).square().sum().backward()
+    clip_gradients(net.parameters(), None)
+    free = math.sqrt(sum(p.grad.square().sum().item() for p in net.parameters()))
+    assert free > 5
+    clip_gradients(net.parameters(), 0.5)
+    clipped = math.sqrt(sum(p.grad.square().sum().item() for p in net.parameters()))
+    assert clipped == pytest.approx(0.5, rel=1e-4)

@@ -1,0 +1,166 @@
+"""The recipe end to end: what a run leaves behind, resuming, stopping, diverging, several processes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LIVELY
+from live import enliven
+from running import TINY, as_flags, command, differing, environment, final_state, run, tiny
+from safetensors import safe_open
+
+from inception_v4.accelerator import select
+from inception_v4.augment import DeviceTransform
+from inception_v4.checkpoint import CheckpointError
+from inception_v4.config import load_config
+from inception_v4.data import Batch
+from inception_v4.engine import DivergedError, Learner, Precision, make_criterion, optimizer_step
+from inception_v4.model import InceptionV4
+from inception_v4.schema import Augmentation
+from inception_v4.train import INTERRUPTED, train
+
+STATE = ("model", "ema", "optimizer", "step", "best", "ema_updates")
+
+
+def states_differ(a: Path, b: Path) -> list[str]:
+    first, second = final_state(a), final_state(b)
+    return differing({k: first[k] for k in STATE}, {k: second[k] for k in STATE})
+
+
+def test_a_run_leaves_what_it_promises(finished_run: Path) -> None:
+    names = {p.name for p in finished_run.iterdir()}
+    assert {
+        "config.yaml",
+        "metrics.jsonl",
+        "curves.png",
+        "checkpoints",
+        "best.safetensors",
+        "last.safetensors",
+    } <= names
+    assert not list(finished_run.rglob("*.tmp"))
+    assert load_config(finished_run / "config.yaml")[0] == tiny(finished_run, **LIVELY)
+    records = [json.loads(line) for line in (finished_run / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records if r["kind"] == "train"] == list(range(1, 13))
+    validations = [r for r in records if r["kind"] == "val"]
+    assert [r["epoch"] for r in validations] == [0, 1] and all("ema_top1" in r for r in validations)
+    assert (finished_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with safe_open(finished_run / "best.safetensors", "pt") as file:
+        assert len(file.keys()) == 896 and file.metadata()["format"] == "pt"
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_resuming_gives_the_same_bits_with_other_workers(finished_run: Path, tmp_path: Path, step: int) -> None:
+    folder = tmp_path / "resumed"
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(finished_run / "checkpoints" / f"step-{step:08d}.pt", folder / "checkpoints")
+    torch.rand(17)  # the global random state of this process must not matter
+    train(tiny(folder, **LIVELY, resume="auto", workers=2))
+    assert states_differ(finished_run, folder) == []
+
+
+def test_another_seed_gives_other_weights(finished_run: Path, tmp_path: Path) -> None:
+    """The comparison above can fail."""
+    folder = tmp_path / "resumed"
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(finished_run / "checkpoints" / "step-00000008.pt", folder / "checkpoints")
+    train(tiny(folder, **LIVELY, resume="auto", seed=1))
+    assert states_differ(finished_run, folder)
+
+
+def test_killed_three_times(tmp_path: Path) -> None:
+    settings = TINY | {"shapes_train": 40, "ckpt_steps": 1, "epochs": 1, "keep_checkpoint_max": 2, "drop_rate": 0.2}
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    run("train", *as_flags(settings), f"--output-dir={undisturbed}")
+    rng = random.Random(time.time_ns())
+    stops = sorted(rng.sample(range(1, 10), 3))
+    for stop in stops:
+        process = subprocess.Popen(
+            command("train", *as_flags(settings), f"--output-dir={killed}", "--resume=auto"),
+            env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        for line in process.stderr:
+            if f" step {stop}/" in line:
+                break
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        assert process.returncode == -signal.SIGKILL, f"the run was over before step {stop}"
+    run("train", *as_flags(settings), f"--output-dir={killed}", "--resume=auto")
+    assert states_differ(undisturbed, killed) == [], f"killed at steps {stops}"
+
+
+def test_sigterm_saves_and_exits_with_the_documented_code(tmp_path: Path) -> None:
+    settings = as_flags(TINY | {"shapes_train": 400})
+    process = subprocess.Popen(
+        command("train", *settings, f"--output-dir={tmp_path / 'run'}"),
+        env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if " step 2/" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == INTERRUPTED == 75
+    message = [line for line in rest.splitlines() if line.startswith("error")]
+    assert len(message) == 1 and "--resume auto" in message[0]
+    assert 2 <= final_state(tmp_path / "run")["step"] <= 5
+
+
+def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(tiny(folder, epochs=1))
+    with pytest.raises(DivergedError, match=r"step \d+: lower --lr"):
+        train(tiny(folder, epochs=3, lr=1e38, resume="auto"))
+    state = final_state(folder)
+    assert state["step"] == 6 and all(torch.isfinite(t.float()).all() for t in state["model"].values())
+
+
+def test_contradicting_resume_is_refused(finished_run: Path, tmp_path: Path) -> None:
+    checkpoint = str(finished_run / "checkpoints" / "step-00000008.pt")
+    with pytest.raises(CheckpointError, match="steps per epoch"):
+        train(tiny(tmp_path / "a", **LIVELY, resume=checkpoint, batch_size=3))
+    with pytest.raises(CheckpointError, match="parameter groups"):
+        train(tiny(tmp_path / "b", **LIVELY, resume=checkpoint, weight_decay_filter="no_norm_bias"))
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(tiny(finished_run))
+
+
+def test_accumulation_with_a_remainder_equals_one_big_batch() -> None:
+    """With BatchNorm's statistics fixed and no dropout, the update of 2 + 2 + 1 pictures is that of 5."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (5, 3, 75, 75), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    start = enliven(InceptionV4(3, drop_rate=0.0)).double().eval()
+
+    def weights_after(*sizes: int) -> torch.Tensor:
+        model = copy.deepcopy(start)
+        accelerator = select("cpu")
+        learner = Learner(
+            model, model, torch.optim.SGD(model.parameters(), 0.1), accelerator.grad_scaler(None, "dynamic"),
+            lambda step: 0.1, make_criterion("ce", 0.1), InDouble(Augmentation(image_size=75), num_classes=3),
+            Precision(accelerator),
+        )  # fmt: skip
+        parts = zip(images.split(sizes), labels.split(sizes), torch.arange(5).split(sizes), strict=True)
+        optimizer_step(learner, [Batch(*part) for part in parts], epoch=0)
+        return model.last_linear.weight.detach()
+
+    whole = weights_after(5)
+    torch.testing.assert_close(weights_after(2, 2, 1), whole, rtol=1e-6, atol=1e-9)
+    assert (weights_after(1, 4) - start.last_linear.weight).abs().max() > 1e-4, "the update is not nothing"
+
+
+class InDouble(DeviceTransform):
+    def train(self, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().train(batch, seed)[0].double(), batch.labels

@@ -132,7 +132,9 @@ def train(config_file: str | None, dry_run: bool, **options: Any) -> None:
     """
     if config_file is None:
         data, _ = translate(_given(options))
-        config_file = "finetune" if data.get("data_dir") or data.get("dataset") not in (None, "shapes") else "quickstart"
+        config_file = (
+            "finetune" if data.get("data_dir") or data.get("dataset") not in (None, "shapes") else "quickstart"
+        )
     config = _resolve(config_file, options)
     if dry_run:
         click.echo(to_yaml(config), nl=False)
@@ -225,6 +227,38 @@ def predict(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any
         click.echo(module.to_csv(predictions), nl=False)
     else:
         _print_table(("picture", "class", "%"), [row for p in predictions for row in module.table_rows(p)])
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST", type=click.Path(dir_okay=False))
+@click.option("--to", "layout", help="Layout to write: torch, cadene, mindcv or modelzoo; default: by suffix.")
+@click.option("--from", "origin", help="Layout to read; default: recognised from the content.")
+@click.option("--classes", default="auto", show_default=True, type=click.Choice(["auto", "drop-background", "keep"]),
+              help="TensorFlow's class 0 of 1001.")  # fmt: skip
+@click.option("--ema", is_flag=True, help="Take the moving average of the weights.")
+@click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: as they are.")
+@click.option("--with-optimizer", is_flag=True, help="Carry Momentum's or RMSProp's state to MindSpore.")
+@click.option("--verify", is_flag=True, help="Compare the outputs of both networks on random pictures and PICTURE...")
+@click.argument("pictures", nargs=-1, metavar="[PICTURE...]")
+def convert(source: str, destination: str, pictures: Sequence[str], **options: Any) -> int:
+    """Carry weights from any layout to any other; what is written is read back and compared.
+
+    \b
+      inception-v4 convert inception_v4-db9c45b3.ckpt weights.safetensors
+      inception-v4 convert runs/photos/best.safetensors for_mindcv.ckpt --to mindcv --verify
+      inception-v4 convert timm/inception_v4.tf_in1k weights.ckpt --to modelzoo
+    """
+    prepare_environment("cpu")
+    from inception_v4.convert import convert_weights
+
+    verify = list(pictures) if options.pop("verify") or pictures else None
+    report = convert_weights(
+        source, destination, to=options.pop("layout"), layout=options.pop("origin"), verify=verify, **options
+    )
+    for line in report.lines():
+        click.echo(line)
+    return 0 if report.passed else 1
 
 
 @click.command(context_settings=CONTEXT)

@@ -17,7 +17,8 @@ from inception_v4.accelerator import select
 from inception_v4.augment import DeviceTransform, eval_transform
 from inception_v4.engine import Precision
 from inception_v4.factory import PRETRAINED, class_names_of, create_model, describe_class, open_model
-from inception_v4.pictures import SUFFIXES, CorruptImage, read_picture
+from inception_v4.folders import SUFFIXES
+from inception_v4.pictures import CorruptImage, read_picture
 from inception_v4.runlog import say, track
 
 __all__ = ["Prediction", "Predictor", "create_model", "pictures_in"]

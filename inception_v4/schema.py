@@ -212,7 +212,7 @@ class Training(Section):
     sync_bn: bool = Field(False, description="batch statistics over all processes")
     tf32: bool = Field(True, description="TF32 (CUDA) or HF32 (Ascend) in float32 convolutions and products")
     deterministic: bool = Field(False, description="bit-reproducible kernels, slower")
-    fused_optimizer: bool = Field(False, description="Ascend: torch_npu's fused optimizer where it is right")
+    fused_optimizer: bool = Field(False, description="Ascend: its fused optimizer, where that is right")
 
 
 class Run(Section):

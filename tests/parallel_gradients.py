@@ -35,7 +35,7 @@ def gradients(world: World, *, sync: bool, micro: int = 1) -> dict[str, torch.Te
     found = {f"gradient {n}": p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     found |= {f"buffer {n}": b.clone() for n, b in model.named_buffers()}
     # The average of equal statistics is those statistics; after it every process holds the same ones.
-    copied = copy.deepcopy({n: b for n, b in model.named_buffers()})
+    copied = copy.deepcopy(dict(model.named_buffers()))
     average_buffers(model, world)
     assert all(torch.allclose(copied[n].double(), b.double()) for n, b in model.named_buffers())
     return found

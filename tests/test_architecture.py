@@ -13,19 +13,21 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "inception_v4"
 
 LAYERS = (
+    {"preprocessing"},
     {
         "model",
         "accelerator",
         "schedule",
         "metrics",
-        "preprocessing",
         "schema",
         "shapes",
         "cache",
         "pictures",
+        "folders",
+        "matfile",
         "defaults",
     },
-    {"dialects", "fusion", "distributed", "checkpoint"},
+    {"dialects", "fusion", "distributed", "checkpoint", "cifar", "imagenet"},
     {"config", "weights", "optim", "runlog", "augment", "sources", "timm_plugin"},
     {"data", "factory", "report"},
     {"engine"},
@@ -117,8 +119,16 @@ def test_files_and_functions_stay_small(path: Path) -> None:
 
 def test_no_catch_all_names_and_no_hollow_code() -> None:
     assert not {"utils", "common", "helpers", "misc"} & set(modules())
-    pattern = re.compile(r"\b(TODO|FIXME|XXX)\b|except[^:\n]*:\s*pass\b")
-    assert [p.name for paths in modules().values() for p in paths if pattern.search(p.read_text())] == []
+    files = [path for paths in modules().values() for path in paths]
+    unfinished = re.compile(r"\b(TODO|FIXME|XXX)\b")
+    assert [p.name for p in files if unfinished.search(p.read_text())] == []
+    swallowed = [
+        f"{path.name}:{node.lineno}"
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ExceptHandler) and all(isinstance(line, ast.Pass) for line in node.body)
+    ]
+    assert swallowed == []
 
 
 def test_public_names_are_not_module_names_and_exist() -> None:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from inception_v4.dialects import FLAGS, translate
+from inception_v4.dialects import FLAGS, DialectError, translate
 from inception_v4.schema import Config
 
 AMP_ALIASES = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": "fp16"}
@@ -46,7 +46,10 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         FileNotFoundError, ConfigError: one line naming the value and the remedy.
     """
     leaves = read_recipe(file) if file is not None else {}
-    values, notices = translate(dict(overrides or {}), leaves)
+    try:
+        values, notices = translate(dict(overrides or {}), leaves)
+    except DialectError as error:
+        raise ConfigError(str(error)) from None
     if file is not None:
         values.setdefault("recipe", Path(file).stem)
     config = build_config(values)

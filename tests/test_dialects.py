@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from inception_v4.cli import run
 from inception_v4.config import ConfigError, load_config
@@ -148,14 +149,20 @@ def test_modelarts_job_form() -> None:
 
 
 def test_mindcvs_recipe_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = f"""train -c {MINDCV} --smoke --data_dir none --device_target CPU --amp_level O0 --distribute False
-        --num_samples 8 --val_samples 8 --max_steps 2 --batch_size 4 --ckpt_save_dir={tmp_path / "ckpt"}""".split()
+    torch.set_num_threads(1)  # so small a network gains nothing from more
+    folder = tmp_path / "ckpt"
+    words = f"""train -c {MINDCV} --dataset shapes --data_dir none --num_classes none --image_resize 75
+        --shapes_train 8 --shapes_val 4 --shapes_classes 2 --batch_size 4 --num_parallel_workers 0 --bn_momentum 0.1
+        --device_target CPU --amp_level O0 --distribute False --epoch_size 2 --start_epoch 1 --warmup_epochs 1
+        --log_interval 1
+        ckpt_save_dir={folder}""".split()
     assert run(words) == 0, capsys.readouterr().err
-    lines = (tmp_path / "ckpt" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    assert [record["step"] for record in records if "lr" in record][-1] == 2
-    assert (tmp_path / "ckpt" / "best.safetensors").is_file()
-    assert "read as a recipe of MindCV" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "read as a recipe of MindCV" in said and "cosine is cut off" in said
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    second_epoch = [(record["step"], record["lr"]) for record in records if "lr" in record]
+    assert second_epoch == [(3, 0.045), (4, pytest.approx(0.0225 * (1 + math.cos(math.pi / 390))))]
+    assert (folder / "best.safetensors").is_file()
 
 
 def test_there_are_86_arguments_and_each_is_mapped_warned_about_or_refused() -> None:
@@ -224,6 +231,12 @@ def test_the_command_line_wins_over_a_recipe_in_any_spelling() -> None:
     assert translate({"warmup_lr": "0.01"}, recipe)[0]["warmup_lr"] == "0.01"
     assert translate({"clip_grad": "2.5"}, recipe)[0]["clip_grad"] == 2.5
     assert not any(n.startswith("mode=0") for n in translate({"mode": "1"}, recipe)[1])
+
+
+def test_a_refusal_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "mindcv.yaml").write_text(MINDCV.read_text() + "\nreduction: sum\n")
+    with pytest.raises(ConfigError, match="reduction=sum: the loss is the mean"):
+        load_config(tmp_path / "mindcv.yaml")
 
 
 def test_two_spellings_of_one_setting_must_agree() -> None:

@@ -203,7 +203,11 @@ def test_whose_recipe_is_it() -> None:
     assert recognise({"opt": "momentum", "lr": 0.1}) is None
     assert recognise({"image_resize": 299, "epochs": 3}) is None, "one of our own names: our recipe with an alias"
     settings, notices = translate({}, {"image_resize": 224, "epochs": 3})
-    assert settings == {"image_size": 224, "epochs": 3} and notices == []
+    assert settings == {"image_size": 224, "epochs": 3}
+    assert notices == [
+        "a recipe of this project, for its epochs, with names of MindCV: MindCV's defaults do not apply; "
+        "give such settings on the command line to have them"
+    ]
 
 
 def test_a_mindcv_recipe_brings_mindcvs_defaults_and_names_them() -> None:

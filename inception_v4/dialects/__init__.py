@@ -44,6 +44,12 @@ _SWITCHED = (
 
 def recognise(recipe: Mapping[str, Any]) -> Dialect | None:
     """The project whose recipe this is: it has names that only that project has, and none that only this one has."""
+    best = _nearest(recipe)
+    return best if best is not None and not _own(best, recipe) else None
+
+
+def _nearest(recipe: Mapping[str, Any]) -> Dialect | None:
+    """The project with most names that only it uses; None where no name belongs to another project."""
 
     def score(dialect: Dialect) -> tuple[int, int]:
         others = {name for other in DIALECTS.values() if other is not dialect for name in other.rules}
@@ -51,9 +57,12 @@ def recognise(recipe: Mapping[str, Any]) -> Dialect | None:
         return len(signs - others), len(signs)
 
     best = max(DIALECTS.values(), key=score)
-    if not best.signs & recipe.keys() or (OURS - best.rules.keys()) & recipe.keys():
-        return None
-    return best
+    return best if best.signs & recipe.keys() else None
+
+
+def _own(dialect: Dialect, recipe: Mapping[str, Any]) -> list[str]:
+    """The names in a recipe that only this project has."""
+    return sorted((OURS - dialect.rules.keys()) & recipe.keys())
 
 
 def translate(given: Mapping[str, Any], recipe: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -85,6 +94,10 @@ def translate(given: Mapping[str, Any], recipe: Mapping[str, Any] | None = None)
             explicit |= found.keys()
     if dialect is not None:
         notices.insert(0, _opening(dialect, settings, explicit))
+    elif mixed := _nearest(recipe or {}):
+        own = ", ".join(_own(mixed, recipe or {})[:3])
+        notices.insert(0, f"a recipe of this project, for its {own}, with names of {mixed.title}: {mixed.title}'s "
+                       "defaults do not apply; give such settings on the command line to have them")  # fmt: skip
     return settings, _together(notices)
 
 

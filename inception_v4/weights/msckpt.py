@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -88,12 +88,10 @@ class Checkpoint:
             CheckpointError: not such a file, cut off, or damaged as far as its structure or CRC tells.
         """
         self.path = path
-        self.records: dict[str, Record] = {}
-        with path.open("rb") as file:
-            end = _check_crc(file, path.stat().st_size)
-            _index(_Cursor(file, 0, end), self.records)
-        if not self.records:
+        if not path.stat().st_size:
             raise CheckpointError("holds no tensors")
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            self.records = _index(data, _check_crc(data))
         for name, record in self.records.items():
             _check_size(name, record)
 
@@ -125,88 +123,68 @@ def _read_into(file: io.RawIOBase, view: memoryview) -> None:
         view = view[count:]
 
 
-def _check_crc(file: BinaryIO, size: int) -> int:
+def _check_crc(data: mmap.mmap) -> int:
     """Where the records end; with a trailer, only after its CRC was found right."""
-    if size < _TRAILER_BYTES:
-        return size
-    end = size - _TRAILER_BYTES
-    file.seek(end)
-    trailer = file.read(_TRAILER_BYTES)
-    if not trailer.startswith(_TRAILER):
-        return size
-    file.seek(0)
+    end = len(data) - _TRAILER_BYTES
+    if end < 0 or data[end : end + len(_TRAILER)] != _TRAILER:
+        return len(data)
     crc = 0
     for start in range(0, end, 1 << 20):
-        crc = zlib.crc32(file.read(min(1 << 20, end - start)), crc)
-    if crc != int.from_bytes(trailer[len(_TRAILER) :], "big"):
+        crc = zlib.crc32(data[start : min(start + (1 << 20), end)], crc)
+    if crc != int.from_bytes(data[end + len(_TRAILER) :], "big"):
         raise CheckpointError("its CRC is not the one it was saved with")
     return end
 
 
-class _Cursor:
-    """Protobuf fields between two offsets of a file."""
-
-    def __init__(self, file: BinaryIO, start: int, end: int) -> None:
-        self.file, self.position, self.end = file, start, end
-        file.seek(start)
-
-    def varint(self) -> int:
-        """A number, seven bits to a byte, low bits first."""
-        result = 0
-        for shift in range(0, 70, 7):
-            byte = self.file.read(1)
-            if not byte or self.position >= self.end:
-                raise CheckpointError(f"cut off at byte {self.position}")
-            self.position += 1
-            result |= (byte[0] & 0x7F) << shift
-            if byte[0] < 0x80:
-                return result
-        raise CheckpointError(f"damaged at byte {self.position}: a number without end")
-
-    def field(self) -> tuple[int, int, int] | None:
-        """(field number, offset, length) of the next field, the cursor behind it; a varint's value as length.
-
-        None at the end. The offset is -1 for a varint.
-        """
-        if self.position == self.end:
-            return None
-        key = self.varint()
-        number, wire = key >> 3, key & 7
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, offset, length) of the protobuf fields between two offsets; a number's own value has offset -1."""
+    position = start
+    while position < end:
+        key, position = _number(data, position, end)
+        wire = key & 7
         if wire == _VARINT:
-            return number, -1, self.varint()
+            value, position = _number(data, position, end)
+            yield key >> 3, -1, value
+            continue
         if wire not in (_BYTES, _FIXED32, _FIXED64):
-            raise CheckpointError(f"damaged at byte {self.position}: field type {wire}")
-        length = self.varint() if wire == _BYTES else 8 if wire == _FIXED64 else 4
-        offset = self.position
-        if offset + length > self.end:
-            raise CheckpointError(f"cut off: byte {offset} starts {length} bytes, {self.end - offset} are left")
-        self.position = offset + length
-        return number, offset, length
-
-    def inside(self, offset: int, length: int) -> _Cursor:
-        """A cursor over the field just met; call `resume` afterwards."""
-        return _Cursor(self.file, offset, offset + length)
-
-    def resume(self) -> None:
-        """Go on behind the field."""
-        self.file.seek(self.position)
-
-    def text(self, offset: int, length: int) -> str:
-        """The UTF-8 between two offsets."""
-        self.file.seek(offset)
-        try:
-            return self.file.read(length).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"damaged at byte {offset}: a name that is no text") from error
+            raise CheckpointError(f"damaged at byte {position}: field type {wire}")
+        length = 8 if wire == _FIXED64 else 4
+        if wire == _BYTES:
+            length, position = _number(data, position, end)
+        if position + length > end:
+            raise CheckpointError(f"cut off: byte {position} starts {length} bytes, {end - position} are left")
+        yield key >> 3, position, length
+        position += length
 
 
-def _index(cursor: _Cursor, records: dict[str, Record]) -> None:
+def _number(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
+    """A number of seven bits to a byte, low bits first, and the position behind it."""
+    result = 0
+    for shift in range(0, 70, 7):
+        if position >= end:
+            raise CheckpointError(f"cut off at byte {position}")
+        byte = data[position]
+        position += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result, position
+    raise CheckpointError(f"damaged at byte {position}: a number without end")
+
+
+def _text(data: mmap.mmap, offset: int, length: int) -> str:
+    try:
+        return data[offset : offset + length].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"damaged at byte {offset}: a name that is no text") from error
+
+
+def _index(data: mmap.mmap, end: int) -> dict[str, Record]:
+    records: dict[str, Record] = {}
     last = None
-    while (found := cursor.field()) is not None:
-        number, offset, length = found
+    for number, offset, length in _fields(data, 0, end):
         if number != 1 or offset < 0:
-            raise CheckpointError(f"damaged at byte {cursor.position}: field {number} where a record should start")
-        name, record = _value(cursor.inside(offset, length))
+            raise CheckpointError(f"damaged: field {number} where a record should start")
+        name, record = _value(data, offset, offset + length)
         if name not in records:
             records[name] = record
         elif name == last and (record.kind, record.dims) == (records[name].kind, records[name].dims):
@@ -214,38 +192,34 @@ def _index(cursor: _Cursor, records: dict[str, Record]) -> None:
         else:
             raise CheckpointError(f"holds {name!r} twice")
         last = name
-        cursor.resume()
+    return records
 
 
-def _value(cursor: _Cursor) -> tuple[str, Record]:
+def _value(data: mmap.mmap, start: int, end: int) -> tuple[str, Record]:
     name, record = None, None
-    while (found := cursor.field()) is not None:
-        number, offset, length = found
+    for number, offset, length in _fields(data, start, end):
         if offset >= 0 and number == 1:
-            name = cursor.text(offset, length)
+            name = _text(data, offset, length)
         elif offset >= 0 and number == 2:
-            record = _tensor(cursor.inside(offset, length))
+            record = _tensor(data, offset, offset + length)
         elif offset >= 0 and number == 3:
             record = Record(_MAP, (), [(offset, length)])
-        cursor.resume()
     if not name or record is None:
-        raise CheckpointError(f"damaged before byte {cursor.end}: a record without a name or a tensor")
+        raise CheckpointError(f"damaged before byte {end}: a record without a name or a tensor")
     return name, record
 
 
-def _tensor(cursor: _Cursor) -> Record:
+def _tensor(data: mmap.mmap, start: int, end: int) -> Record:
     kind, dims, parts = None, [], None
-    while (found := cursor.field()) is not None:
-        number, offset, length = found
+    for number, offset, length in _fields(data, start, end):
         if offset < 0 and number == 1:
             dims.append(length)
         elif offset >= 0 and number == 2:
-            kind = cursor.text(offset, length)
+            kind = _text(data, offset, length)
         elif offset >= 0 and number == 3:
             parts = [(offset, length)]
-        cursor.resume()
     if kind is None or parts is None:
-        raise CheckpointError(f"damaged before byte {cursor.end}: a tensor without type or content")
+        raise CheckpointError(f"damaged before byte {end}: a tensor without type or content")
     return Record(kind, tuple(dims), parts)
 
 

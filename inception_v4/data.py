@@ -123,7 +123,7 @@ class TrainLoader:
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on; what comes before is not read."""
+        """The batches of `epoch` from number `start` on; what comes before is not read. One epoch at a time."""
         self._sampler.epoch, self._sampler.start = epoch, start
         return _batches(iter(self._loader), self.skipped)
 

@@ -51,9 +51,16 @@ def missing(path: Path, setting: str) -> str:
     while not parent.is_dir():
         path, parent = parent, parent.parent
     names = subfolders(parent)
-    nearest = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"it holds {few(names) or 'no folders'}"
+    similar = nearest(path.name, names)
+    hint = f"did you mean {similar!r}?" if similar else f"it holds {few(names) or 'no folders'}"
     return f"{setting}: there is no folder {path.name!r} in {parent}: {hint}"
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that was perhaps meant: a longer form ("validation" for "val"), or a slip of the pen."""
+    others = [other for other in names if other != name]
+    longer = [other for other in others if other.lower().startswith(name.lower())]
+    return next(iter(longer or difflib.get_close_matches(name, others, n=1)), None)
 
 
 def few(names: Iterable[str]) -> str:

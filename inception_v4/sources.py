@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -17,7 +16,15 @@ from torch import Tensor
 from inception_v4 import imagenet, shapes
 from inception_v4.cache import build_once, cache_dir
 from inception_v4.cifar import CIFAR10, CIFAR100, download, read_cifar
-from inception_v4.folders import check_same_classes, class_folders, holds_classes, missing, picture_files, subfolders
+from inception_v4.folders import (
+    check_same_classes,
+    class_folders,
+    holds_classes,
+    missing,
+    nearest,
+    picture_files,
+    subfolders,
+)
 from inception_v4.pictures import CorruptImage, read_picture
 from inception_v4.schema import Data
 
@@ -163,8 +170,9 @@ def _open_folder(data: Data, split: str, world: World, seed: int) -> Source:
     if holds_classes(val):
         return _open_split(data, split)
     for wanted, setting in ((train, "train_split"), (val, "val_split")):
-        similar = difflib.get_close_matches(wanted.name, subfolders(root), n=1)
-        if similar and similar[0] != wanted.name and holds_classes(root / similar[0]):
+        similar = nearest(wanted.name, subfolders(root))
+        if not wanted.is_dir() and similar and holds_classes(root / similar):
+            # Not taken for a class, nor left aside while a part of the training pictures is held out.
             raise FileNotFoundError(missing(wanted, setting))
     return _held_out(FolderSource(train if holds_classes(train) else root), data, split, seed)
 

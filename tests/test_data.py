@@ -124,6 +124,12 @@ def test_restart_in_the_middle(pictures: FolderSource, workers: int) -> None:
     assert list(loader.epoch(1, start=6)) == []
 
 
+def test_data_sets_can_be_sent_to_spawned_workers(pictures: FolderSource) -> None:
+    dataset = _loader(pictures)._loader.dataset
+    key = next(iter(_loader(pictures)._sampler))[0]
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[key].image, dataset[key].image)
+
+
 def test_skipped_batches_are_not_read(pictures: FolderSource, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     load = FolderSource.load

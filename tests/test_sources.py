@@ -65,6 +65,10 @@ def test_missing_folders_name_the_nearest(tmp_path: Path) -> None:
     class_folders(tmp_path / "pets" / "valid", CLASSES)
     with pytest.raises(FileNotFoundError, match=r"val_split: there is no folder 'val' in .*did you mean 'valid'\?"):
         _open(tmp_path / "pets", "train")
+    (tmp_path / "pets" / "valid").rename(tmp_path / "pets" / "Validation")
+    with pytest.raises(FileNotFoundError, match=r"did you mean 'Validation'\?"):
+        _open(tmp_path / "pets", "val")
+    (tmp_path / "pets" / "Validation").rename(tmp_path / "pets" / "valid")
     assert len(_open(tmp_path / "pets", "train", val_split="valid")) == 33
     with pytest.raises(FileNotFoundError, match=r"train_split: .*did you mean 'train'\?"):
         _open(tmp_path / "pets", "train", train_split="trian", val_split="valid")

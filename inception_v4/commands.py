@@ -233,7 +233,6 @@ def predict(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST", type=click.Path(dir_okay=False))
 @click.option("--to", "layout", help="Layout to write: torch, cadene, mindcv or modelzoo; default: by suffix.")
-@click.option("--from", "origin", help="Layout to read; default: recognised from the content.")
 @click.option("--classes", default="auto", show_default=True, type=click.Choice(["auto", "drop-background", "keep"]),
               help="TensorFlow's class 0 of 1001.")  # fmt: skip
 @click.option("--ema", is_flag=True, help="Take the moving average of the weights.")
@@ -252,10 +251,8 @@ def convert(source: str, destination: str, pictures: Sequence[str], **options: A
     prepare_environment("cpu")
     from inception_v4.convert import convert_weights
 
-    verify = list(pictures) if options.pop("verify") or pictures else None
-    report = convert_weights(
-        source, destination, to=options.pop("layout"), layout=options.pop("origin"), verify=verify, **options
-    )
+    verify = (list(pictures) or True) if options.pop("verify") or pictures else False
+    report = convert_weights(source, destination, to=options.pop("layout"), verify=verify, **options)
     for line in report.lines():
         click.echo(line)
     return 0 if report.passed else 1

@@ -23,6 +23,8 @@ RECIPE_FOLDERS = (_HERE / "configs", _HERE.parent / "configs")
 class ConfigError(ValueError):
     """A setting that is unknown, malformed, out of range or contradicts another; one line with the remedy."""
 
+    exit_code = 2
+
 
 def leaf_fields() -> dict[str, tuple[str, FieldInfo]]:
     """Every setting by its name: (section, field)."""
@@ -52,6 +54,10 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         raise ConfigError(str(error)) from None
     if file is not None:
         values.setdefault("recipe", Path(file).stem)
+    if "lr" in (overrides or {}) and "lr_base_batch" not in (overrides or {}) and values.get("lr_base_batch"):
+        # A rate that somebody types is meant as typed; a recipe's follows the batch.
+        values["lr_base_batch"] = None
+        notices.append(f"lr {values['lr']} is used as given, whatever the batch: the recipe's lr_base_batch is off")
     config = build_config(values)
     return (shrink(config) if config.run.smoke else config), notices
 

@@ -37,7 +37,7 @@ class CopyStream:
 
     def __init__(self, module: Any = None) -> None:
         self._module = module
-        self._stream = module.Stream() if module is not None else None
+        self._stream = self._module.Stream() if module is not None else None
         self._context: Any = contextlib.nullcontext()
         self._copied: deque[Any] = deque()
 
@@ -210,6 +210,13 @@ class Accelerator:
     def synchronize(self) -> None:
         """Wait until the device has done all its work."""
         self.module.synchronize()
+
+    def memory(self) -> int | None:
+        """Bytes that this process may fill: free device memory, or a share of the machine's; None where unknown."""
+        if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+            return None
+        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def peak_memory(self) -> int | None:
         """Most bytes of device memory in use since the last reset; None where nobody counts (cpu, mps)."""

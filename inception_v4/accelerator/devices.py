@@ -34,6 +34,9 @@ class Indexed(Accelerator):
     def amp_support(self, amp: str) -> str:
         return "native" if amp == "fp16" or self.module.is_bf16_supported() else "no"
 
+    def memory(self) -> int | None:
+        return int(self.module.mem_get_info(self.device)[0])
+
     def peak_memory(self) -> int | None:
         return self.module.max_memory_allocated()
 

@@ -162,8 +162,8 @@ def _import_problem() -> str | None:
         )
     if theirs and _series(theirs) != ours:
         return (
-            f"torch-npu {theirs} does not fit torch {torch.__version__}: pip install "
-            f"'torch=={_series(theirs)}.*', or torch-npu {ours}"
+            f"torch-npu {theirs} does not fit torch {torch.__version__}: install torch {_release(theirs)}, or "
+            f"torch-npu {ours}"
         )
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if torch.version.cuda and not _survives_import():
@@ -205,6 +205,11 @@ def installed(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _release(version: str) -> str:
+    """`2.10.0.post4` is made for torch `2.10.0`."""
+    return ".".join(version.split("+")[0].split(".")[:3])
 
 
 def _series(version: str) -> str:

@@ -51,6 +51,8 @@ def _try_amp(accelerator: Accelerator, amp: str) -> str:
 
     try:
         support = accelerator.amp_support(amp)
+        if support == "no":
+            return support
         dtype = torch.bfloat16 if amp == "bf16" else torch.float16
         layers = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 2))
         layers.to(accelerator.device)

@@ -87,6 +87,16 @@ def current_device() -> int:
     return torch.accelerator.current_device_index()
 
 
+@contextlib.contextmanager
+def device(device: Any) -> Iterator[None]:
+    before = current_device()
+    set_device(device)
+    try:
+        yield
+    finally:
+        set_device(before)
+
+
 def synchronize(device: Any = None) -> None:
     if not is_available():
         raise RuntimeError("No NPUs are available")
@@ -109,6 +119,11 @@ def stream(stream: torch.Stream) -> Iterator[None]:
         yield
     finally:
         torch.accelerator.set_stream(before)
+
+
+def mem_get_info(device: Any = None) -> tuple[int, int]:
+    """Free and all: a card of 64 GiB."""
+    return 2**36 - memory_allocated(), 2**36
 
 
 def memory_allocated(device: Any = None) -> int:

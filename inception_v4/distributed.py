@@ -165,8 +165,10 @@ class HostSyncBatchNorm(nn.BatchNorm2d):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), self.momentum)
+        # Momentum None is torch's cumulative average.
+        weight = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var.dtype), weight)
 
 
 def synchronise_batch_norm(model: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from inception_v4.accelerator import Accelerator
 from inception_v4.augment import DeviceTransform
 from inception_v4.distributed import World
 from inception_v4.metrics import topk_hits
 from inception_v4.optim import Ema, NoEma, clip_gradients, set_learning_rate
+from inception_v4.schedule import LearningRate
 
 
 class DivergedError(RuntimeError):
@@ -43,7 +45,7 @@ class Learner:
     compute: nn.Module  # what is called: the network, compiled or wrapped for several processes
     optimizer: torch.optim.Optimizer
     scaler: Any
-    rate: Callable[[int], float]
+    rate: LearningRate
     criterion: Callable[[Tensor, Tensor], Tensor]
     transform: DeviceTransform
     precision: Precision
@@ -126,8 +128,11 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(group):
         seed = mix_seeds(learner.seed, learner.rank, learner.step, number, epoch)
-        last = number == len(group) - 1
-        waits = nullcontext() if last or not hasattr(learner.compute, "no_sync") else learner.compute.no_sync()
+        # Only the last batch's backward pass exchanges gradients.
+        compute = learner.compute
+        waits: AbstractContextManager[None] = nullcontext()
+        if number < len(group) - 1 and isinstance(compute, DistributedDataParallel):
+            waits = compute.no_sync()
         with waits:
             inputs, targets = learner.transform.train(batch, seed)
             with learner.precision.autocast():

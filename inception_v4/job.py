@@ -141,9 +141,7 @@ def _run_folder(config: Config, world: World) -> Path:
     folder = Path(world.share(name))
     if world.is_main:
         if config.run.resume is None and (folder / "checkpoints").exists():
-            raise ValueError(
-                f"{folder} holds a run already: go on with --resume auto, or give another --output-dir"
-            )
+            raise ValueError(f"{folder} holds a run already: go on with --resume auto, or give another --output-dir")
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
@@ -158,7 +156,9 @@ def _earlier_state(config: Config, folder: Path, world: World) -> dict[str, Any]
     return find_resume(config.run.resume, folder / "checkpoints", log)
 
 
-def _network(config: Config, source: Source, classes: int, *, fresh: bool) -> tuple[nn.Module, WeightsInfo, list[str]]:
+def _network(
+    config: Config, source: Source, classes: int, *, fresh: bool
+) -> tuple[InceptionV4, WeightsInfo, list[str]]:
     net = config.network
     torch.manual_seed(config.run.seed)
     model = InceptionV4(
@@ -182,30 +182,24 @@ def _network(config: Config, source: Source, classes: int, *, fresh: bool) -> tu
     return model, info, messages
 
 
-def _learner(config: Config, model: nn.Module, accelerator: Accelerator, world: World, steps_per_epoch: int) -> Learner:
+def _learner(
+    config: Config, model: InceptionV4, accelerator: Accelerator, world: World, steps_per_epoch: int
+) -> Learner:
     training, opt, plan = config.training, config.optimizer, config.schedule
     precision = Precision(accelerator, accelerator.amp_dtype(training.amp))
     layout = accelerator.memory_format(training.channels_last)
-    model.to(accelerator.device, memory_format=layout)
+    model.to(accelerator.device).to(memory_format=layout)
+    classes = model.num_classes
+    network: nn.Module = model
     if training.sync_bn and world.size > 1:
-        model = synchronise_batch_norm(model, accelerator)
-    compute = torch.compile(model) if training.compile else model
-    if world.size > 1:
-        ids = None if accelerator.type == "cpu" else [accelerator.device.index]
-        compute = nn.parallel.DistributedDataParallel(
-            compute,
-            device_ids=ids,
-            broadcast_buffers=False,
-            **accelerator.ddp_options(fused_optimizer=training.fused_optimizer),
-        )
-    lr = opt.lr
-    if opt.lr_base_batch:
-        lr *= config.data.batch_size * world.size * opt.accum_steps / opt.lr_base_batch
-    scale = 1.0 if opt.lr == 0 else lr / opt.lr
+        network = synchronise_batch_norm(model, accelerator)
+    per_step = config.data.batch_size * world.size * opt.accum_steps
+    scale = per_step / opt.lr_base_batch if opt.lr_base_batch else 1.0
+    lr = opt.lr * scale
     return Learner(
-        model=model,
-        compute=compute,
-        optimizer=build_optimizer(model, opt, lr),
+        model=network,
+        compute=_callable_form(config, network, accelerator, world),
+        optimizer=build_optimizer(network, opt, lr),
         scaler=accelerator.grad_scaler(precision.amp_dtype, training.loss_scale),
         rate=LearningRate(
             plan.scheduler, lr, steps_per_epoch, plan.epochs, plan.warmup_epochs, plan.warmup_lr * scale,
@@ -213,14 +207,27 @@ def _learner(config: Config, model: nn.Module, accelerator: Accelerator, world: 
             plan.num_cycles, plan.cycle_decay,
         ),
         criterion=make_criterion(training.loss, training.label_smoothing),
-        transform=DeviceTransform(config.augmentation, num_classes=model.num_classes, memory_format=layout),
+        transform=DeviceTransform(config.augmentation, num_classes=classes, memory_format=layout),
         precision=precision,
-        ema=Ema(model, decay=opt.ema_decay, warmup=opt.ema_warmup) if opt.ema else NoEma(),
+        ema=Ema(network, decay=opt.ema_decay, warmup=opt.ema_warmup) if opt.ema else NoEma(),
         accum_steps=opt.accum_steps,
         clip_grad=opt.clip_grad,
         seed=config.run.seed,
         rank=world.rank,
     )  # fmt: skip
+
+
+def _callable_form(config: Config, network: nn.Module, accelerator: Accelerator, world: World) -> nn.Module:
+    """What a step calls: `network`, compiled if asked, and wrapped where several processes share gradients."""
+    compute: Any = torch.compile(network) if config.training.compile else network
+    if world.size == 1:
+        return compute
+    return nn.parallel.DistributedDataParallel(
+        compute,
+        device_ids=None if accelerator.type == "cpu" else [accelerator.device.index],
+        broadcast_buffers=False,
+        **accelerator.ddp_options(fused_optimizer=config.training.fused_optimizer),
+    )
 
 
 def _open_log(job: Job) -> RunLog:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -40,7 +41,7 @@ class RMSpropTF(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -107,19 +108,20 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings, lr: float) ->
     return _from_timm(name, groups, lr, settings)
 
 
-def _from_timm(name: str, groups: list[dict[str, Any]], lr: float, settings: OptimizerSettings) -> Any:
+def _from_timm(
+    name: str, groups: list[dict[str, Any]], lr: float, settings: OptimizerSettings
+) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers
 
-    if name not in list_optimizers():
-        import difflib
-
-        near = difflib.get_close_matches(name, [*list_optimizers(), "rmsproptf", "momentum"], n=3)
+    known = [str(n) for n in list_optimizers()]
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, "rmsproptf", "momentum"], n=3)
         raise ValueError(f"unknown optimizer {settings.opt!r}: did you mean {' or '.join(near) or 'rmsproptf'}?")
     names = [group.pop("param_names") for group in groups]
+    options: dict[str, Any] = {} if settings.opt_eps is None else {"eps": settings.opt_eps}
     optimizer = create_optimizer_v2(
-        groups, opt=name, lr=lr, weight_decay=settings.weight_decay, momentum=settings.momentum,
-        **({"eps": settings.opt_eps} if settings.opt_eps is not None else {}),
-    )  # fmt: skip
+        groups, opt=name, lr=lr, weight_decay=settings.weight_decay, momentum=settings.momentum, **options
+    )
     for group, group_names in zip(optimizer.param_groups, names, strict=True):
         group["param_names"] = group_names
     return optimizer

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inception_v4.accelerator import select
-from inception_v4.augment import DeviceTransform, eval_transform
-from inception_v4.engine import Precision
-from inception_v4.factory import PRETRAINED, class_names_of, create_model, describe_class, open_model
+from inception_v4.augment import eval_transform
+from inception_v4.factory import PRETRAINED, class_names_of, create_model, describe_class
 from inception_v4.folders import SUFFIXES
 from inception_v4.pictures import CorruptImage, read_picture
 from inception_v4.runlog import say, track
+from inception_v4.runtimes import accelerator_for, open_network, recognise
 
 __all__ = ["Prediction", "Predictor", "create_model", "pictures_in"]
 
@@ -43,13 +42,14 @@ class Prediction:
 
 
 class Predictor:
-    """A weights file that names pictures.
+    """A weights or exported file that names pictures.
 
         predictor = Predictor("runs/photos/best.safetensors")
         print(predictor(["cat.jpg"])[0].classes[0])
 
     Args:
-        source: a weights file, a run directory, a hub name, or `pretrained`.
+        source: a weights file, a run directory, a hub name, `pretrained`, or an exported file.
+        runtime: what runs it; default: by its suffix.
         device: as `--device`.
         amp: `off`, `bf16` or `fp16`.
         batch_size: pictures per forward pass.
@@ -60,22 +60,23 @@ class Predictor:
         self,
         source: str = PRETRAINED,
         *,
+        runtime: str | None = None,
         device: str = "auto",
         amp: str = "off",
         batch_size: int = 16,
         image_size: int | None = None,
     ) -> None:
-        accelerator = select(device)
+        runtime = recognise(source, runtime)
+        accelerator = accelerator_for(runtime, device)
         accelerator.activate()
-        opened = open_model(source)
-        self.messages, self.info, self.batch_size = opened.messages, opened.info, batch_size
-        self.preprocessing = opened.info.preprocessing.replace(image_size=image_size)
-        self.class_names = class_names_of(opened.info) or tuple(str(i) for i in range(opened.info.num_classes))
-        self._precision = Precision(accelerator, accelerator.amp_dtype(amp))
-        layout = accelerator.memory_format()
-        self._model = opened.model.to(accelerator.device, memory_format=layout)
+        network = open_network(source, accelerator, runtime=runtime, device=device)
+        self.messages, self.info, self.batch_size = network.messages, network.info, batch_size
+        self.preprocessing = network.info.preprocessing.replace(image_size=image_size)
+        self.class_names = class_names_of(network.info) or tuple(str(i) for i in range(network.info.num_classes))
+        self._precision = network.precision(amp)
+        self._model = network.model
         self._resize = eval_transform(self.preprocessing)
-        self._normalise = DeviceTransform(self.preprocessing, num_classes=opened.info.num_classes, memory_format=layout)
+        self._normalise = network.transform(self.preprocessing)
 
     def __call__(self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5) -> list[Prediction]:
         """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W]."""

@@ -61,8 +61,12 @@ class Data(Section):
     dataset_download: bool = Field(False, description="fetch CIFAR-10/100 when it is missing")
     extract: bool = Field(False, description="unpack ImageNet's own tar files found in data_dir")
     num_classes: Positive | None = Field(None, description="classes of the head; default: what the data has")
-    num_samples: Positive | None = Field(None, description="train on a fixed, class-balanced subset of this size")
-    val_samples: Positive | None = Field(None, description="validate on a fixed, class-balanced subset of this size")
+    num_samples: Positive | None = Field(
+        None, description="train on a fixed, class-balanced subset of at most this size"
+    )
+    val_samples: Positive | None = Field(
+        None, description="validate on a fixed, class-balanced subset of at most this size"
+    )
     shapes_train: Positive = Field(2000, description="pictures to draw for training (dataset shapes)")
     shapes_val: Positive = Field(400, description="pictures to draw for validation (dataset shapes)")
     shapes_classes: Annotated[int, Field(ge=2)] = Field(8, description="kinds of shape to draw (dataset shapes)")

@@ -128,11 +128,9 @@ def open_source(data: Data, split: str, *, world: World, seed: int) -> Source:
     source = _OPENERS[dataset](data, split, world, seed)
     if data.num_classes is not None and data.num_classes < len(source.class_names):
         raise ValueError(f"num_classes {data.num_classes} is less than the data's {len(source.class_names)}: raise it")
-    name, count = ("num_samples", data.num_samples) if split == "train" else ("val_samples", data.val_samples)
-    if count is None:
+    count = data.num_samples if split == "train" else data.val_samples
+    if count is None or count >= len(source):
         return source
-    if count > len(source):
-        raise ValueError(f"{name} {count} is more than the {len(source)} pictures there are: lower it or leave it out")
     return Subset(source, balanced(source.labels, count, seed))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,11 +13,14 @@ from torch import Tensor, nn
 
 from inception_v4.accelerator import select
 from inception_v4.checkpoint import save_checkpoint
-from inception_v4.distributed import average_buffers, session
+from inception_v4.config import build_config
+from inception_v4.defaults import choose_defaults
+from inception_v4.distributed import World, average_buffers, session
 from inception_v4.engine import Evaluation, Precision, evaluate, require_finite, train_one_epoch
 from inception_v4.job import Job, capture, prepare, weights_info
 from inception_v4.report import draw_curves
 from inception_v4.schema import Config
+from inception_v4.sources import open_source
 from inception_v4.weights import save_weights
 
 INTERRUPTED = 75
@@ -52,6 +55,26 @@ def train(config: Config) -> dict[str, Any]:
             job.log.close()
 
 
+def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """`config` with batch, schedule and the like chosen for its pictures and its device, and the reasons.
+
+    What is in `given` stays as it is.
+    """
+    accelerator = select(config.run.device)
+    source = open_source(config.data, "train", world=World(), seed=config.run.seed)
+    started_from = bool(config.network.pretrained or config.network.ckpt_path)
+    settings, reasons = choose_defaults(
+        len(source), len(source.class_names), accelerator.memory(), accelerator.type, pretrained=started_from
+    )
+    chosen = {name: value for name, value in settings.items() if name not in given}
+    if "lr" in given:
+        chosen["lr_base_batch"] = None
+    overruled = [name for name in settings if name in given]
+    if overruled:
+        reasons.append(f"as you said: {', '.join(f'{name} {given[name]}' for name in overruled)}")
+    return build_config(config.flat() | chosen), reasons
+
+
 def run_epochs(job: Job) -> None:
     """Train, validate and save until the planned number of steps is done."""
     learner, every = job.learner, job.config.run.val_interval
@@ -80,18 +103,18 @@ def run_epochs(job: Job) -> None:
 def validate_epoch(job: Job, epoch: int) -> None:
     """Validate the weights and their average; keep the better as best.safetensors."""
     record: dict[str, Any] = {"epoch": epoch, "step": job.learner.step, "progress": epoch + 1}
-    candidates: list[tuple[str, nn.Module | None]] = [("", job.learner.model), ("ema_", job.learner.ema.module)]
-    results: dict[str, Evaluation] = {}
-    for prefix, model in candidates:
-        if model is not None:
-            results[prefix] = _evaluate(job, model)
-            record |= results[prefix].record(prefix)
+    candidates: dict[str, nn.Module] = {"": job.learner.model}
+    if job.learner.ema.module is not None:
+        candidates["ema_"] = job.learner.ema.module
+    results = {prefix: _evaluate(job, model) for prefix, model in candidates.items()}
+    for prefix, result in results.items():
+        record |= result.record(prefix)
     job.log.validation(record)
     prefix, result = max(results.items(), key=lambda item: item[1].top1)
     if result.top1 > job.best.get("top1", -1.0):
         job.best = {**result.record(), "epoch": epoch, "averaged": bool(prefix)}
         if job.world.is_main:
-            save_weights(dict(candidates)[prefix], job.folder / "best.safetensors", weights_info(job, result))
+            save_weights(candidates[prefix], job.folder / "best.safetensors", weights_info(job, result))
     job.skipped |= set(result.skipped)
 
 

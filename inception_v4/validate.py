@@ -8,54 +8,56 @@ from typing import Any
 
 from torch import Tensor
 
-from inception_v4.accelerator import select
-from inception_v4.augment import DeviceTransform
 from inception_v4.data import EvalLoader
 from inception_v4.distributed import session
-from inception_v4.engine import Evaluation, Precision, evaluate
-from inception_v4.factory import PRETRAINED, class_names_of, open_model
+from inception_v4.engine import Evaluation, evaluate
+from inception_v4.factory import PRETRAINED, class_names_of
 from inception_v4.metrics import class_table
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.runlog import say, track
+from inception_v4.runtimes import accelerator_for, open_network, recognise
 from inception_v4.schema import Config
 from inception_v4.sources import Source, open_source
 
 
-def validate(config: Config) -> dict[str, Any]:
-    """Loss, top-1 and top-5 (percent) of a weights file over the validation pictures, each counted once.
+def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
+    """Loss, top-1 and top-5 (percent) of a weights or exported file over the validation pictures, each counted once.
 
     The file says how its pictures are prepared; settings given explicitly win over it.
+
+    Args:
+        runtime: what runs the file; default: by its suffix.
     """
     source = PRETRAINED if config.network.pretrained else config.network.ckpt_path
     if source is None:
         raise ValueError("nothing to validate: give --ckpt-path FILE or --pretrained")
-    accelerator = select(config.run.device)
+    runtime = recognise(source, runtime)
+    accelerator = accelerator_for(runtime, config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
     with session(accelerator) as world:
-        opened = open_model(source, num_classes=config.data.num_classes)
-        preprocessing = explicit_preprocessing(config, opened.info.preprocessing)
+        network = open_network(
+            source, accelerator, runtime=runtime, device=config.run.device, num_classes=config.data.num_classes,
+            channels_last=config.training.channels_last,
+        )  # fmt: skip
+        preprocessing = explicit_preprocessing(config, network.info.preprocessing)
         pictures = open_source(config.data, "val", world=world, seed=config.run.seed)
-        names = class_names_of(opened.info)
-        pictures = match_labels(pictures, names, opened.info.num_classes, asked=config.data.num_classes)
-        amp = config.training.val_amp or config.training.amp
-        precision = Precision(accelerator, accelerator.amp_dtype(amp))
-        layout = accelerator.memory_format(config.training.channels_last)
-        model = opened.model.to(accelerator.device, memory_format=layout)
+        names = class_names_of(network.info)
+        pictures = match_labels(pictures, names, network.info.num_classes, asked=config.data.num_classes)
         batch_size = config.data.val_batch_size or config.data.batch_size
         loader = EvalLoader(
             pictures, preprocessing, batch_size=batch_size, workers=config.data.workers, world=world,
             on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
         )  # fmt: skip
         if world.is_main:
-            for message in opened.messages:
+            for message in network.messages:
                 say(message)
-            say(f"{len(pictures)} pictures, {preprocessing.image_size} px, {accelerator.describe()} x {world.size}")
+            say(f"{len(pictures)} pictures, {preprocessing.image_size} px, {network.engine} x {world.size}")
         started = time.perf_counter()
         result = evaluate(
-            model,
+            network.model,
             track(loader, "validating", len(loader)) if world.is_main else loader,
-            transform=DeviceTransform(preprocessing, num_classes=opened.info.num_classes, memory_format=layout),
-            precision=precision,
+            transform=network.transform(preprocessing),
+            precision=network.precision(config.training.val_amp or config.training.amp),
             world=world,
             batch_size=batch_size,
         )

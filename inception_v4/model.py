@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,16 +26,16 @@ Kernel = int | tuple[int, int]
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, BatchNorm, ReLU. Stride 1 keeps the size unless `valid`; stride 2 never pads."""
+    """Convolution without bias, BatchNorm, ReLU. `padding` is "same" (for stride 1) or "valid"."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: Kernel = 1, stride: int = 1, *, valid: bool = False
+        self, in_channels: int, out_channels: int, kernel: Kernel = 1, stride: int = 1, padding: str = "same"
     ) -> None:
         super().__init__()
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
-        padding = (0, 0) if valid or stride > 1 else (height // 2, width // 2)
-        self.conv = nn.Conv2d(in_channels, out_channels, (height, width), stride, padding, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=1e-3)
+        pads = (height // 2, width // 2) if padding == "same" else (0, 0)
+        self.conv = nn.Conv2d(in_channels, out_channels, (height, width), stride, pads, bias=False)
+        self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.conv(x)), inplace=True)
@@ -52,49 +53,46 @@ class Concat(nn.Module):
         return torch.cat([branch(x) for branch in self.children()], 1)
 
 
-class MaxPool(nn.MaxPool2d):
-    """The 3x3 max pool of stride 2 in the stem and the reductions."""
-
-    def __init__(self) -> None:
-        super().__init__(3, stride=2)
-
-
 class AvgPool(nn.AvgPool2d):
-    """The 3x3 average pool of the Inception blocks: padding is left out of the average, as in TensorFlow."""
+    """The 3x3 average of the Inception blocks; padding does not count, as in TensorFlow."""
 
     def __init__(self) -> None:
         super().__init__(3, stride=1, padding=1, count_include_pad=False)
 
 
+def _chain(channels: int, *layers: tuple[Any, ...]) -> nn.Sequential:
+    """ConvNormActs in a row: `channels` in, then for each layer (out_channels, kernel, stride, padding)."""
+    convs = []
+    for layer in layers:
+        convs.append(ConvNormAct(channels, *layer))
+        channels = layer[0]
+    return nn.Sequential(*convs)
+
+
 class Mixed3a(Concat):  # 147x147x64 -> 73x73x160
     def __init__(self) -> None:
-        super().__init__(maxpool=MaxPool(), conv=ConvNormAct(64, 96, 3, 2))
+        super().__init__(maxpool=nn.MaxPool2d(3, 2), conv=ConvNormAct(64, 96, 3, 2, "valid"))
 
 
 class Mixed4a(Concat):  # 73x73x160 -> 71x71x192
     def __init__(self) -> None:
         super().__init__(
-            branch0=nn.Sequential(ConvNormAct(160, 64), ConvNormAct(64, 96, 3, valid=True)),
-            branch1=nn.Sequential(
-                ConvNormAct(160, 64),
-                ConvNormAct(64, 64, (1, 7)),
-                ConvNormAct(64, 64, (7, 1)),
-                ConvNormAct(64, 96, 3, valid=True),
-            ),
+            branch0=_chain(160, (64,), (96, 3, 1, "valid")),
+            branch1=_chain(160, (64,), (64, (1, 7)), (64, (7, 1)), (96, 3, 1, "valid")),
         )
 
 
 class Mixed5a(Concat):  # 71x71x192 -> 35x35x384
     def __init__(self) -> None:
-        super().__init__(conv=ConvNormAct(192, 192, 3, 2), maxpool=MaxPool())
+        super().__init__(conv=ConvNormAct(192, 192, 3, 2, "valid"), maxpool=nn.MaxPool2d(3, 2))
 
 
 class InceptionA(Concat):  # 35x35x384
     def __init__(self) -> None:
         super().__init__(
             branch0=ConvNormAct(384, 96),
-            branch1=nn.Sequential(ConvNormAct(384, 64), ConvNormAct(64, 96, 3)),
-            branch2=nn.Sequential(ConvNormAct(384, 64), ConvNormAct(64, 96, 3), ConvNormAct(96, 96, 3)),
+            branch1=_chain(384, (64,), (96, 3)),
+            branch2=_chain(384, (64,), (96, 3), (96, 3)),
             branch3=nn.Sequential(AvgPool(), ConvNormAct(384, 96)),
         )
 
@@ -102,9 +100,9 @@ class InceptionA(Concat):  # 35x35x384
 class ReductionA(Concat):  # 35x35x384 -> 17x17x1024
     def __init__(self) -> None:
         super().__init__(
-            branch0=ConvNormAct(384, 384, 3, 2),
-            branch1=nn.Sequential(ConvNormAct(384, 192), ConvNormAct(192, 224, 3), ConvNormAct(224, 256, 3, 2)),
-            branch2=MaxPool(),
+            branch0=ConvNormAct(384, 384, 3, 2, "valid"),
+            branch1=_chain(384, (192,), (224, 3), (256, 3, 2, "valid")),
+            branch2=nn.MaxPool2d(3, 2),
         )
 
 
@@ -112,16 +110,8 @@ class InceptionB(Concat):  # 17x17x1024
     def __init__(self) -> None:
         super().__init__(
             branch0=ConvNormAct(1024, 384),
-            branch1=nn.Sequential(
-                ConvNormAct(1024, 192), ConvNormAct(192, 224, (1, 7)), ConvNormAct(224, 256, (7, 1))
-            ),
-            branch2=nn.Sequential(
-                ConvNormAct(1024, 192),
-                ConvNormAct(192, 192, (7, 1)),
-                ConvNormAct(192, 224, (1, 7)),
-                ConvNormAct(224, 224, (7, 1)),
-                ConvNormAct(224, 256, (1, 7)),
-            ),
+            branch1=_chain(1024, (192,), (224, (1, 7)), (256, (7, 1))),
+            branch2=_chain(1024, (192,), (192, (7, 1)), (224, (1, 7)), (224, (7, 1)), (256, (1, 7))),
             branch3=nn.Sequential(AvgPool(), ConvNormAct(1024, 128)),
         )
 
@@ -129,14 +119,9 @@ class InceptionB(Concat):  # 17x17x1024
 class ReductionB(Concat):  # 17x17x1024 -> 8x8x1536
     def __init__(self) -> None:
         super().__init__(
-            branch0=nn.Sequential(ConvNormAct(1024, 192), ConvNormAct(192, 192, 3, 2)),
-            branch1=nn.Sequential(
-                ConvNormAct(1024, 256),
-                ConvNormAct(256, 256, (1, 7)),
-                ConvNormAct(256, 320, (7, 1)),
-                ConvNormAct(320, 320, 3, 2),
-            ),
-            branch2=MaxPool(),
+            branch0=_chain(1024, (192,), (192, 3, 2, "valid")),
+            branch1=_chain(1024, (256,), (256, (1, 7)), (320, (7, 1)), (320, 3, 2, "valid")),
+            branch2=nn.MaxPool2d(3, 2),
         )
 
 
@@ -180,6 +165,9 @@ POOLS = {
 """timm's names; "" keeps the feature map and is only for `num_classes=0`."""
 
 
+INITS = ("torch", "tf", "xavier")
+
+
 class InceptionV4(nn.Module):
     """Inception-v4: images [B, in_channels, H, W], H and W at least 75, to logits [B, num_classes].
 
@@ -189,9 +177,9 @@ class InceptionV4(nn.Module):
         num_classes: outputs; 0 leaves the classifier out, so that the model returns embeddings [B, 1536].
         in_channels: channels of the images.
         drop_rate: dropout before the classifier.
-        init: "torch" keeps PyTorch's default; "tf" is TF-Slim's `variance_scaling_initializer` for convolutions
-            and its Glorot-uniform `fully_connected`; "xavier" is MindCV's Glorot-uniform convolutions and
-            default dense layer (which equals PyTorch's).
+        init: one of `INITS`. "torch" is PyTorch's default; "tf" is TF-Slim's: convolutions with He's variance
+            2 / fan-in from a normal truncated at two deviations, the classifier Glorot uniform with bias 0;
+            "xavier" is MindCV's: convolutions Glorot uniform, the classifier as in PyTorch.
         bn_eps, bn_momentum: of every BatchNorm; momentum in PyTorch's meaning, the weight of the new batch.
         global_pool: one of `POOLS`.
 
@@ -200,6 +188,7 @@ class InceptionV4(nn.Module):
     """
 
     num_features = 1536
+    global_pool: str
 
     def __init__(
         self,
@@ -224,12 +213,12 @@ class InceptionV4(nn.Module):
         self.init = init
         self.grad_checkpointing = False
         self.feature_info: list[dict[str, Any]] = [
-            dict(num_chs=channels, reduction=reduction, module=f"features.{index}")
+            {"num_chs": channels, "reduction": reduction, "module": f"features.{index}"}
             for channels, reduction, index in ((64, 2, 2), (160, 4, 3), (384, 8, 9), (1024, 16, 17), (1536, 32, 21))
         ]
         self.features = nn.Sequential(
-            ConvNormAct(in_channels, 32, 3, 2),  # 149x149x32
-            ConvNormAct(32, 32, 3, valid=True),  # 147x147x32
+            ConvNormAct(in_channels, 32, 3, 2, "valid"),  # 149x149x32
+            ConvNormAct(32, 32, 3, 1, "valid"),  # 147x147x32
             ConvNormAct(32, 64, 3),  # 147x147x64
             Mixed3a(),
             Mixed4a(),
@@ -244,7 +233,7 @@ class InceptionV4(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.eps, module.momentum = bn_eps, bn_momentum
             elif isinstance(module, nn.Conv2d):
-                INITS[init](module)
+                _initialise(module, init)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
 
@@ -256,7 +245,7 @@ class InceptionV4(nn.Module):
         if pool not in POOLS:
             raise ValueError(f"global_pool {pool!r} is not one of {', '.join(map(repr, POOLS))}")
         if not pool and num_classes:
-            raise ValueError(f"global_pool '' gives no vector to classify: use 'avg' or num_classes=0, not {num_classes}")
+            raise ValueError(f"global_pool '' leaves no vector for {num_classes} classes: use 'avg' or num_classes 0")
         self.num_classes = num_classes
         self.global_pool = pool
         self.head_hidden_size = self.num_features * POOLS[pool].width
@@ -264,7 +253,7 @@ class InceptionV4(nn.Module):
         if num_classes:
             like = next(self.parameters())
             self.last_linear = nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
-            INITS[self.init](self.last_linear)
+            _initialise(self.last_linear, self.init)
         self.last_linear.train(self.training)
 
     def get_classifier(self) -> nn.Module:
@@ -329,12 +318,12 @@ class InceptionV4(nn.Module):
 
 def _levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
     """Absolute level numbers in 0..count-1."""
-    if indices is None or isinstance(indices, int):
-        last = count if indices is None else indices
-        indices = range(count - last, count) if 0 < last <= count else [count]
-    levels = [index + count if index < 0 else index for index in indices]
+    chosen = range(count) if indices is None else indices
+    if isinstance(chosen, int):
+        chosen = range(count - chosen, count) if 0 < chosen <= count else []
+    levels = [level + count if level < 0 else level for level in chosen]
     if not levels or not all(0 <= level < count for level in levels):
-        raise ValueError(f"indices {indices} must name at least one of the {count} feature levels")
+        raise ValueError(f"indices {indices} must name some of the {count} feature levels")
     return levels
 
 
@@ -348,10 +337,10 @@ def _check_images(x: Tensor, in_channels: int) -> None:
 
 
 def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    # torch.compile computes only what the gradients need, which leaves the statistics alone, and takes no contexts.
-    contexts = {} if torch.compiler.is_compiling() else {"context_fn": lambda: _recompute_contexts(block)}
     # No block draws random numbers, so that their state needs no saving.
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **contexts)
+    run = partial(checkpoint, block, x, use_reentrant=False, preserve_rng_state=False)
+    # torch.compile takes no contexts and needs none: its recomputation updates no buffer.
+    return run() if torch.compiler.is_compiling() else run(context_fn=partial(_recompute_contexts, block))
 
 
 def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -377,24 +366,12 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _init_tf(layer: nn.Module) -> None:
-    """TF-Slim: He's variance as a normal truncated at two deviations for convolutions (1.3 makes up for the lost
-    tails, as in `variance_scaling_initializer`); Glorot uniform and zero bias for the classifier."""
-    if isinstance(layer, nn.Conv2d):
-        std = math.sqrt(1.3 * 2.0 / layer.weight[0].numel())
+def _initialise(layer: nn.Module, init: str) -> None:
+    if isinstance(layer, nn.Conv2d) and init == "tf":
+        std = math.sqrt(1.3 * 2.0 / layer.weight[0].numel())  # 1.3: TF-Slim's correction for the lost tails
         nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
-    elif isinstance(layer, nn.Linear):
+    elif isinstance(layer, nn.Conv2d) and init == "xavier":
+        nn.init.xavier_uniform_(layer.weight)
+    elif isinstance(layer, nn.Linear) and init == "tf":
         nn.init.xavier_uniform_(layer.weight)
         nn.init.zeros_(layer.bias)
-
-
-def _init_xavier(layer: nn.Module) -> None:
-    if isinstance(layer, nn.Conv2d):
-        nn.init.xavier_uniform_(layer.weight)
-
-
-INITS: dict[str, Callable[[nn.Module], None]] = {
-    "torch": lambda layer: None,
-    "tf": _init_tf,
-    "xavier": _init_xavier,
-}

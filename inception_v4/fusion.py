@@ -1,0 +1,139 @@
+"""Turns a trained Inception-v4 into an equal one that runs faster: for inference only.
+
+Two exact rewrites. BatchNorm in evaluation mode is a scale and a shift per channel, which the convolution before it
+absorbs. And the 1x1 convolutions that read the input of a block become one convolution, the average pool moved behind
+its own: both are linear, and the pool leaves padding out of its average, so that it keeps constants (the bias) and
+then works on 96 to 256 channels instead of 384 to 1536.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from .model import AvgPool, Concat, ConvNormAct, InceptionA, InceptionB, InceptionC, InceptionV4
+
+
+class FusedInceptionV4(InceptionV4):
+    """What `fuse` returns: the methods and attributes of `InceptionV4`, in evaluation mode for good.
+
+    Its parameters have names with `fused` in them, take no gradients, and are neither saved nor loaded.
+
+    Raises:
+        RuntimeError: in `train()`, `state_dict()` and `load_state_dict()`.
+    """
+
+    def __init__(self, model: InceptionV4) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(copy.deepcopy(model.__dict__))
+        self.features = nn.Sequential(*(_fuse_block(block) for block in self.features))
+        self.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> FusedInceptionV4:
+        if mode:
+            raise RuntimeError("a fused model cannot be trained: train the plain model and call fuse() again")
+        super().train(False)
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError("a fused model has no Inception-v4 weights to save: save the model given to fuse()")
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError("a fused model cannot take Inception-v4 weights: load them before calling fuse()")
+
+
+class ConvAct(nn.Module):
+    """A convolution that has absorbed its BatchNorm, and ReLU."""
+
+    def __init__(self, layer: ConvNormAct) -> None:
+        super().__init__()
+        self.fused = _absorb_norms([layer])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu_(self.fused(x))
+
+
+class JoinedBlock(nn.Module):
+    """A block whose first 1x1 convolutions are one; each slice of its output goes through the rest of a branch."""
+
+    def __init__(self, heads: Sequence[ConvNormAct], tails: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.fused = _absorb_norms(heads)
+        self.widths = [head.conv.out_channels for head in heads]
+        self.tails = nn.ModuleList(tails)
+
+    def forward(self, x: Tensor) -> Tensor:
+        slices = self.fused(x).split(self.widths, 1)
+        return torch.cat([tail(part) for tail, part in zip(self.tails, slices, strict=True)], 1)
+
+
+def fuse(model: InceptionV4) -> FusedInceptionV4:
+    """A copy of `model` for inference that gives the same outputs up to rounding; `model` stays as it is.
+
+    Folding is computed in float64, so that changing the type afterwards loses least:
+    `fuse(model).to(torch.bfloat16)`. Device, type and memory format are those of `model`; on CPUs
+    channels_last is the faster format.
+
+    Raises:
+        ValueError: if `model` is not a plain `InceptionV4` (fused already, or wrapped by DDP or torch.compile).
+    """
+    if isinstance(model, FusedInceptionV4) or not isinstance(model, InceptionV4):
+        raise ValueError(f"cannot fuse a {type(model).__name__}: give the plain InceptionV4, before any wrapping")
+    return FusedInceptionV4(model)
+
+
+def _fuse_block(block: nn.Module) -> nn.Module:
+    """The fused form of one entry of `features`; takes `block` apart."""
+    branches = _branches(block)
+    if not branches:
+        return _fuse_layers(block)
+    heads = [next(layer for layer in branch if isinstance(layer, ConvNormAct)) for branch in branches]
+    # ReLU out of place: its input is a slice with gaps, which it packs for the next convolution on the way.
+    tails = [nn.Sequential(nn.ReLU(), *map(_fuse_layers, branch[1:])) for branch in branches[:-1]]
+    return JoinedBlock(heads, [*tails, nn.Sequential(AvgPool(), nn.ReLU(inplace=True))])
+
+
+def _branches(block: nn.Module) -> list[list[nn.Module]]:
+    """The branches of an Inception block as lists of layers, the pooled one last; nothing for other blocks."""
+    if isinstance(block, (InceptionA, InceptionB)):
+        branch0, *others = block.children()
+        return [[branch0], *([*branch] for branch in others if isinstance(branch, nn.Sequential))]
+    if isinstance(block, InceptionC):
+        fork1 = Concat(a=block.branch1_1a, b=block.branch1_1b)
+        fork2 = Concat(a=block.branch2_3a, b=block.branch2_3b)
+        branch2 = [block.branch2_0, block.branch2_1, block.branch2_2, fork2]
+        return [[block.branch0], [block.branch1_0, fork1], branch2, [*block.branch3]]
+    return []
+
+
+def _fuse_layers(module: nn.Module) -> nn.Module:
+    """Replaces every ConvNormAct in `module`."""
+    if isinstance(module, ConvNormAct):
+        return ConvAct(module)
+    for name, child in module.named_children():
+        setattr(module, name, _fuse_layers(child))
+    return module
+
+
+def _absorb_norms(layers: Sequence[ConvNormAct]) -> nn.Conv2d:
+    """One convolution with bias for `layers`, which read the same input with kernels of the same size."""
+    weights, biases = [], []
+    for layer in layers:
+        norm = layer.bn
+        scale = _exact(norm.weight) * (_exact(norm.running_var) + norm.eps).rsqrt()
+        weights.append(_exact(layer.conv.weight) * scale.view(-1, 1, 1, 1))
+        biases.append(_exact(norm.bias) - _exact(norm.running_mean) * scale)
+    conv = copy.deepcopy(layers[0].conv)
+    conv.out_channels = sum(map(len, biases))
+    conv.weight, conv.bias = (nn.Parameter(torch.cat(parts).to(conv.weight)) for parts in (weights, biases))
+    return conv
+
+
+def _exact(tensor: Tensor | None) -> Tensor:
+    """In float64, and on the CPU because not every accelerator has that type."""
+    assert tensor is not None
+    return tensor.detach().to("cpu", torch.float64)

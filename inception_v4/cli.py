@@ -28,6 +28,7 @@ COMMANDS = {
     "train": "Train or fine-tune: pictures in, weights, curves and metrics out.",
     "validate": "Loss, top-1 and top-5 of a weights file on labelled pictures.",
     "predict": "Name what is on pictures.",
+    "export": "Write the network for ONNX Runtime, OpenVINO, PyTorch, MindSpore or Ascend chips.",
     "convert": "Carry weights between PyTorch, timm, Cadene, MindCV and the ModelZoo.",
     "env": "Versions, devices and what works here.",
     "draw": "Draw a new picture of a shape, to try `predict` on.",

@@ -15,6 +15,7 @@ from inception_v4.accelerator import prepare_environment
 from inception_v4.cli import CONTEXT
 from inception_v4.config import leaf_fields, load_config, to_yaml
 from inception_v4.dialects import FLAGS, SWITCHES, translate
+from inception_v4.export_command import export as export
 from inception_v4.schema import Config
 
 VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
@@ -99,10 +100,15 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _resolve(recipe: str | None, options: dict[str, Any]) -> Config:
     config, notices = load_config(recipe, _given(options))
-    if os.environ.get("RANK", "0") == "0":
-        for notice in notices:
-            click.echo(notice, err=True)
+    _say(notices)
     return config
+
+
+def _say(lines: Sequence[str]) -> None:
+    """Lines for the person at the console, from one process only."""
+    if os.environ.get("RANK", "0") == "0":
+        for line in lines:
+            click.echo(line, err=True)
 
 
 config_option = click.option(
@@ -110,6 +116,11 @@ config_option = click.option(
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(["torch", "onnx", "openvino", "pt2"]),
+    help="What runs the file; default: its suffix.",
+)
 
 
 @click.command(cls=SettingsCommand, context_settings=CONTEXT)
@@ -119,9 +130,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def train(config_file: str | None, dry_run: bool, **options: Any) -> None:
     """Train or fine-tune.
 
-    Without a recipe and data: the two-minute `quickstart` on drawn pictures. With --data-dir and no recipe: the
-    `finetune` recipe. Shipped recipes: quickstart, finetune, cifar10_finetune, imagenet_rmsprop,
-    imagenet_momentum_mindcv. Add --smoke to try any of them in a minute.
+    Without a recipe and data: the `quickstart` on drawn pictures. With --data-dir and no recipe: settings chosen for
+    the data and the device, said with their reasons; flags win over them. Shipped recipes: quickstart, finetune,
+    cifar10_finetune, imagenet_rmsprop, imagenet_momentum_mindcv. Add --smoke to try any of them in a minute.
 
     \b
       inception-v4 train --data-dir photos/ --pretrained --epochs 10
@@ -130,18 +141,20 @@ def train(config_file: str | None, dry_run: bool, **options: Any) -> None:
 
     A stopped run (exit code 75 after SIGTERM or Ctrl-C) goes on with --resume auto --output-dir ITS_FOLDER.
     """
-    if config_file is None:
-        data, _ = translate(_given(options))
-        config_file = (
-            "finetune" if data.get("data_dir") or data.get("dataset") not in (None, "shapes") else "quickstart"
-        )
-    config = _resolve(config_file, options)
+    given, _ = translate(_given(options))
+    own_data = bool(given.get("data_dir")) or given.get("dataset") not in (None, "shapes")
+    chosen_for_data = config_file is None and own_data and not dry_run
+    config = _resolve(config_file or ("finetune" if own_data else "quickstart"), options)
     if dry_run:
         click.echo(to_yaml(config), nl=False)
         return
     prepare_environment(config.run.device)
+    from inception_v4.train import suit_data
     from inception_v4.train import train as run
 
+    if chosen_for_data and not config.run.smoke:
+        config, reasons = suit_data(config, given)
+        _say(reasons)
     run(config)
 
 
@@ -150,16 +163,31 @@ def train(config_file: str | None, dry_run: bool, **options: Any) -> None:
 @dry_run_option
 @json_option
 @click.option("--per-class", is_flag=True, help="Also a table of the classes, worst first.")
+@runtime_option
+@click.option("--from-outputs", metavar="FOLDER", help="Score outputs that another machine computed: one .bin, .npy or "
+              ".txt file for each picture.")  # fmt: skip
+@click.option("--labels", metavar="FILE", help="With --from-outputs: lines `picture label`, or JSON.")
 @settings(*VALIDATION_SECTIONS)
 def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: bool, **options: Any) -> None:
-    """Validate weights on labelled pictures: a folder per class, CIFAR, ImageNet.
+    """Validate weights or an exported file on labelled pictures: a folder per class, CIFAR, ImageNet.
 
-    The weights file says how its pictures are resized, cropped and normalised; flags win over it.
+    The file says how its pictures are resized, cropped and normalised; flags win over it.
 
     \b
       inception-v4 validate --ckpt-path runs/photos/best.safetensors --data-dir photos/
+      inception-v4 validate --ckpt-path photos.onnx --data-dir photos/
       inception-v4 validate --pretrained --dataset imagenet --data-dir /imagenet
+      inception-v4 validate --from-outputs result_Files/ --labels labels.txt
     """
+    runtime = options.pop("runtime")
+    outputs, labels = _outputs(options)
+    if outputs:
+        from inception_v4.outputs import score_outputs
+
+        result, remarks = score_outputs(outputs, labels)
+        _say(remarks)
+        _print_validation(result, as_json=as_json, per_class=per_class)
+        return
     config = _resolve(config_file, options)
     if dry_run:
         click.echo(to_yaml(config), nl=False)
@@ -167,15 +195,29 @@ def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: b
     prepare_environment(config.run.device)
     from inception_v4.validate import validate as run
 
-    result = run(config)
-    if os.environ.get("RANK", "0") != "0":
-        return
+    result = run(config, runtime=runtime)
+    if os.environ.get("RANK", "0") == "0":
+        _print_validation(result, as_json=as_json, per_class=per_class)
+
+
+def _outputs(options: dict[str, Any]) -> tuple[str | None, str]:
+    """The folder and the labels of `--from-outputs`, taken out of `options`; the ModelZoo's words mean the same."""
+    foreign = {name: options.pop(name, None) for name in ("result_path", "label_file")}
+    outputs = options.pop("from_outputs") or foreign["result_path"]
+    labels = options.pop("labels") or foreign["label_file"]
+    if bool(outputs) != bool(labels):
+        raise click.UsageError("--from-outputs FOLDER and --labels FILE go together: give both")
+    return outputs, labels
+
+
+def _print_validation(result: dict[str, Any], *, as_json: bool, per_class: bool) -> None:
     if as_json:
         click.echo(json.dumps(result if per_class else {k: v for k, v in result.items() if k != "per_class"}))
         return
+    speed = f", {result['images_per_second']:.1f} images/s" if "images_per_second" in result else ""
     click.echo(
         f"loss {result['loss']:.4f}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  "
-        f"({result['samples']} pictures, {result['images_per_second']:.1f} images/s)"
+        f"({result['samples']} pictures{speed})"
     )
     if per_class:
         _print_table(
@@ -189,8 +231,9 @@ def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: b
 
 @click.command(context_settings=CONTEXT)
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE_OR_FOLDER...")
-@click.option("--ckpt-path", metavar="FILE", help="Weights file or run directory.")
+@click.option("--ckpt-path", metavar="FILE", help="Weights file, run directory or exported file.")
 @click.option("--pretrained", is_flag=True, help="The published ImageNet weights.")
+@runtime_option
 @click.option("--top-k", default=5, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
 @click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Pictures at a time.")
@@ -214,8 +257,8 @@ def predict(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any
     if source is None or (options["pretrained"] and options["ckpt_path"]):
         raise click.UsageError(f"give --ckpt-path FILE or --pretrained, one of them{_newest_run()}")
     predictor = module.Predictor(
-        source, device=options["device"], amp=options["amp"], batch_size=options["batch_size"],
-        image_size=options["image_size"],
+        source, runtime=options["runtime"], device=options["device"], amp=options["amp"],
+        batch_size=options["batch_size"], image_size=options["image_size"],
     )  # fmt: skip
     for message in predictor.messages:
         click.echo(message, err=True)

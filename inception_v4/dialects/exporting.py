@@ -1,0 +1,43 @@
+"""The ModelZoo's export.py: which of its settings mean something to `inception-v4 export`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inception_v4.dialects.rules import NO_EFFECT, DialectError, Outcome, plain, shown
+
+FORMATS = {"MINDIR": ("mindir", ".mindir"), "AIR": ("air", ".air"), "ONNX": ("onnx", ".onnx")}
+"""Word of the ModelZoo: (format here, suffix)."""
+
+READ = ("ckpt_file", "file_name", "file_format", "width", "height", "num_classes", "device_target")
+"""What the ModelZoo's export.py looks at; device_target matters to AIR alone, which Ascend makes."""
+
+
+def translate_export(given: Mapping[str, Any]) -> Outcome:
+    """Arguments of an export by our names (source, output, format, image_size, num_classes), and notices.
+
+    Raises:
+        DialectError: a value that cannot be had.
+    """
+    known = {name: given[name] for name in READ if plain(given.get(name)) is not None}
+    found: dict[str, Any] = {}
+    if "ckpt_file" in known:
+        found["source"] = known["ckpt_file"]
+    if "num_classes" in known:
+        found["num_classes"] = int(known["num_classes"])
+    if "file_format" in known:
+        word = str(known["file_format"]).upper()
+        if word not in FORMATS:
+            raise DialectError(f"file_format={shown(known['file_format'])}: choose one of {', '.join(FORMATS)}")
+        found["format"], suffix = FORMATS[word]
+        name = str(known.get("file_name", "inceptionv4"))
+        found["output"] = name if Path(name).suffix == suffix else name + suffix
+    sides = {int(known[name]) for name in ("width", "height") if name in known}
+    if len(sides) > 1:
+        raise DialectError(f"width and height are {' and '.join(map(str, sorted(sides)))}: the input is square")
+    if sides:
+        found["image_size"] = sides.pop()
+    idle = [name for name in given if name not in READ]
+    return found, [f"{', '.join(idle)}{NO_EFFECT}an export does not depend on it"] if idle else []

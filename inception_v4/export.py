@@ -1,0 +1,199 @@
+"""Weights to files for other runtimes, each compared with the network in PyTorch before it takes its name."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inception_v4.augment import DeviceTransform
+from inception_v4.export_formats import FORMATS, OPSETS, ExportError, Format, Plan, Target, atc_for, check_pictures
+from inception_v4.factory import class_names_of, open_model
+from inception_v4.runtimes import Signature, in_batches
+from inception_v4.weights import read_weights
+
+__all__ = ["ExportError", "ExportReport", "Target", "export_model"]
+
+TOLERANCE = 1e-4
+"""Largest difference of an output, as a share of the largest output."""
+
+_WEAK = 1e-3
+"""Below this share of the largest output, the pictures' own differences are too small to compare networks by."""
+
+
+@dataclass
+class ExportReport:
+    """What an export did.
+
+    Attributes:
+        summary: line for people: what the file takes and gives.
+        files: what was written, the exported file first; empty when the comparison failed.
+        messages: lines for people: what was adapted on the way in.
+        checks: lines of the comparison.
+        passed: False when the file does not compute what the network computes.
+    """
+
+    summary: str
+    files: list[Path] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    checks: list[str] = field(default_factory=list)
+    passed: bool = True
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        written = [f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)" for path in self.files]
+        nothing = [] if self.passed else ["failed: the exported file computes something else, so it was not kept"]
+        return [*self.messages, self.summary, *(f"check: {line}" for line in self.checks), *written, *nothing]
+
+
+def export_model(source: str | Path, output: str | Path, target: Target | None = None) -> ExportReport:
+    """Write the network of a weights file for another runtime.
+
+    Args:
+        source: what `open_model` takes.
+        output: the file to write, whole or not at all.
+        target: format and options; default: the format that the suffix stands for.
+
+    Raises:
+        ExportError: options that contradict each other or the weights.
+        RuntimeUnavailable, MindSporeError, AtcError: what the format needs is not installed, or failed.
+    """
+    output, target = Path(output), target or Target()
+    row = _row(target, output)
+    row.needs(target)
+    plan = _plan(str(source), target)
+    report = ExportReport(_summary(plan, output), messages=plan.messages)
+    with staged(output.absolute()) as folder:
+        path = folder / output.name
+        row.write(plan, path)
+        if target.check:
+            _check(plan, row, path, report)
+        if report.passed:
+            try:
+                row.finish(plan, path)
+            finally:
+                report.files = publish(folder, output)
+    return report
+
+
+def atc_line(source: str, output: str | Path, target: Target) -> str:
+    """The command line of ATC that an export to `om` would run."""
+    output = Path(output)
+    row = _row(target, output)
+    if row is not FORMATS["om"]:
+        raise ExportError(f"only the format om has a command to show, not {target.format or output.suffix}")
+    row.needs(target)
+    assert target.om is not None
+    size = target.image_size or read_weights(source).info.preprocessing.image_size
+    return shlex.join(atc_for(output, target.om, size))
+
+
+def _row(target: Target, output: Path) -> Format:
+    """The row for a target; refuses a suffix that the format's programs would not read, and options it cannot have."""
+    by_suffix = {row.suffix: name for name, row in reversed(FORMATS.items())}
+    name = target.format or by_suffix.get(output.suffix)
+    if name not in FORMATS:
+        raise ExportError(f"{output}: {name or output.suffix!r} is no format: give --format {'|'.join(FORMATS)}")
+    row = FORMATS[name]
+    if output.suffix != row.suffix:
+        raise ExportError(f"{output}: files of the format {name} end in {row.suffix}")
+    if (target.preprocess or target.softmax) and not row.takes_pictures:
+        raise ExportError(
+            f"{name} takes normalised images and gives logits: leave out --with-preprocess and --with-softmax"
+            + (" (--aipp normalises)" if name == "om" else "")
+        )
+    if target.om and name != "om":
+        raise ExportError(f"a chip ({target.om.soc_version}) is for the format om, not {name}: leave it out")
+    if target.opset not in OPSETS:
+        raise ExportError(f"opset {target.opset} is not supported: give {OPSETS[0]} to {OPSETS[-1]}")
+    return row
+
+
+def _plan(source: str, target: Target) -> Plan:
+    opened = open_model(source, num_classes=target.num_classes)
+    how = opened.info.preprocessing.replace(image_size=target.image_size)
+    origin = Path(opened.info.source)
+    info = opened.info.replace(
+        class_names=class_names_of(opened.info), preprocessing=how,
+        source=origin.name if origin.exists() else opened.info.source,  # the folders are nobody's business
+    )  # fmt: skip
+    if target.om and info.in_channels != 3:
+        raise ExportError(f"om is for pictures with 3 channels, these weights have {info.in_channels}: export onnx")
+    batch = target.om.batch_size if target.om else target.batch_size
+    device = target.device.partition(":")[0] if target.format == "aoti" else None
+    signature = Signature(target.preprocess, target.softmax, batch, device)
+    return Plan(opened.model, info, signature, target, opened.messages)
+
+
+def _summary(plan: Plan, output: Path) -> str:
+    batch, channels, size = plan.signature.batch_size or "N", plan.info.in_channels, plan.size
+    takes = f"normalised float32 [{batch}, {channels}, {size}, {size}]"
+    if plan.signature.preprocess or (plan.target.om and plan.target.om.aipp):
+        takes = f"uint8 [{batch}, {size}, {size}, {channels}]"
+    gives = "probabilities" if plan.signature.softmax else "logits"
+    return f"{output.name}: {takes} -> {gives} [{batch}, {plan.info.num_classes}]"
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output` to write into; gone afterwards."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def publish(folder: Path, output: Path) -> list[Path]:
+    """Move the files of `folder` beside `output`, which takes its name last; returns them, `output` first."""
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == output.name)
+    placed: list[Path] = []
+    for path in files:
+        with open(path, "rb") as written:
+            os.fsync(written.fileno())
+        placed.insert(0, output.with_name(path.name))
+        os.replace(path, placed[0])
+    return placed
+
+
+@torch.inference_mode()
+def _check(plan: Plan, row: Format, path: Path, report: ExportReport) -> None:
+    """Compare the outputs for some pictures, all at once and the first one alone."""
+    if row.open is None:
+        report.checks.append(f"none: {path.suffix} files run on their own device only")
+        return
+    pictures = check_pictures(plan.info)
+    normalise = DeviceTransform(plan.info.preprocessing, num_classes=plan.info.num_classes)
+    expected = plan.network(normalise.eval(pictures))
+    expected = expected.softmax(1) if plan.signature.softmax else expected
+    run, engine = row.open(path.with_suffix(row.compared or path.suffix), plan.target.device)
+    inputs = plan.inputs(pictures).to(plan.target.device if row is FORMATS["aoti"] else "cpu")
+    outputs = [in_batches(run, part, plan.signature.batch_size).cpu() for part in (inputs, inputs[:1])]
+    line, report.passed = compare(torch.cat([expected, expected[:1]]), torch.cat(outputs))
+    report.checks.append(f"{engine}: {line}")
+
+
+def compare(expected: Tensor, actual: Tensor) -> tuple[str, bool]:
+    """A line for people and the verdict on outputs [N, K] that should be the same."""
+    difference, top = float((expected - actual).abs().max()), float(expected.abs().max())
+    first = actual.argmax(1, keepdim=True)
+    # Two classes within the tolerance of each other are a tie, not a disagreement.
+    agree = expected.amax(1) - expected.gather(1, first).squeeze(1) <= TOLERANCE * top
+    passed = difference <= TOLERANCE * top and bool(agree.all())
+    line = (
+        f"outputs up to {top:.3g} differ by at most {difference:.1e}, "
+        f"same first class on {int(agree.sum())} of {len(agree)}"
+    )
+    spread = float((expected - expected[:1]).abs().max())
+    if spread < _WEAK * top:
+        line += f"; the pictures' own outputs differ by only {spread:.1e}, so this shows little"
+    return line, passed

@@ -1,0 +1,110 @@
+"""The `export` subcommand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from inception_v4.accelerator import prepare_environment
+from inception_v4.ascend_om import PRECISION_MODES
+from inception_v4.cli import CONTEXT
+from inception_v4.config import read_recipe
+from inception_v4.dialects import MODELZOO
+from inception_v4.dialects.exporting import translate_export
+
+FORMATS = ("onnx", "openvino", "pt2", "aoti", "mindir", "air", "om")
+SHARED = ("num_classes", "batch_size")
+"""Options that the ModelZoo has too, with the same meaning."""
+
+
+def modelzoo_options(function: Any) -> Any:
+    """Every setting of the ModelZoo as a hidden option, so that its lines can be typed."""
+    for name in MODELZOO.rules:
+        if name not in SHARED:
+            function = click.option(f"--{name.replace('_', '-')}", name, hidden=True)(function)
+    return function
+
+
+@click.command(context_settings=CONTEXT)
+@click.argument("source", metavar="WEIGHTS", required=False)
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by the suffix of FILE.")
+@click.option("-o", "--output", metavar="FILE", help="File to write, whole or not at all.")
+@click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
+@click.option("--num-classes", type=click.IntRange(1), metavar="N", help="Must be the weights'; 1000 of 1001 drops "
+              "the background.")  # fmt: skip
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="The only batch size; default: any (om: 1).")
+@click.option("--with-preprocess", is_flag=True, help="Take uint8 [N, S, S, 3] and normalise inside.")
+@click.option("--with-softmax", is_flag=True, help="Give probabilities.")
+@click.option("--opset", type=int, default=13, show_default=True, help="Of ONNX, 13 to 23.")
+@click.option("--device", default="cpu", show_default=True, help="aoti: the device to compile for.")
+@click.option("--soc-version", metavar="CHIP", help="om: the chip, such as Ascend310P3.")
+@click.option("--aipp", is_flag=True, help="om: take uint8 RGB pictures and normalise them on the chip.")
+@click.option("--precision-mode", type=click.Choice(PRECISION_MODES), help="om: default force_fp16 on Ascend310*, "
+              "else must_keep_origin_dtype.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="om: print the command line of ATC and stop.")
+@click.option("--no-check", is_flag=True, help="Do not compare the file with the network in PyTorch.")
+@click.option("-c", "--config", "--config-path", "config_file", hidden=True)
+@modelzoo_options
+def export(source: str | None, output: str | None, dry_run: bool, **options: Any) -> int:
+    """Write the network for another runtime, and compare it there with PyTorch.
+
+    onnx (ONNX Runtime and most others), openvino (.xml), pt2 (torch.export), aoti (compiled for this machine's
+    processor), mindir (MindSpore), om (Ascend chips, through ATC), air (MindSpore on Ascend). The file carries its
+    class names and preprocessing; `validate` and `predict` take it as --ckpt-path.
+
+    \b
+      inception-v4 export runs/photos/best.safetensors -o photos.onnx
+      inception-v4 export pretrained -o inception_v4.onnx --with-preprocess --with-softmax
+      inception-v4 export pretrained -o inception_v4.om --soc-version Ascend310P3 --batch-size 4 --aipp
+    """
+    prepare_environment(options["device"])
+    foreign = {name: options.pop(name) for name in list(options) if name in MODELZOO.rules and name not in SHARED}
+    source, output, notices = _modelzoo(source, output, options, foreign)
+    for notice in notices:
+        click.echo(notice, err=True)
+    if source is None or output is None:
+        raise click.UsageError("give the WEIGHTS and --output FILE")
+    from inception_v4 import export as module
+
+    target = _target(options)
+    if dry_run:
+        click.echo(module.atc_line(source, output, target))
+        return 0
+    report = module.export_model(source, output, target)
+    for line in report.lines():
+        click.echo(line)
+    return 0 if report.passed else 1
+
+
+def _modelzoo(
+    source: str | None, output: str | None, options: dict[str, Any], foreign: dict[str, Any]
+) -> tuple[str | None, str | None, tuple[str, ...]]:
+    """Source, output and notices, with the ModelZoo's spelling of options filled into `options`."""
+    recipe = read_recipe(options["config_file"]) if options["config_file"] else {}
+    given = {name: value for name, value in foreign.items() if value is not None}
+    found, notices = translate_export({**recipe, **given})
+    if output is not None and "file_format" not in given:
+        found = {name: value for name, value in found.items() if name != "format"}  # the suffix says it
+    for ours, name in (("form", "format"), ("image_size", "image_size"), ("num_classes", "num_classes")):
+        if options[ours] is None:
+            options[ours] = found.get(name)
+    return source or found.get("source"), output or found.get("output"), tuple(notices)
+
+
+def _target(options: dict[str, Any]) -> Any:
+    from inception_v4.ascend_om import OmTarget
+    from inception_v4.export import Target
+
+    om = None
+    if not options["soc_version"] and (options["aipp"] or options["precision_mode"]):
+        raise click.UsageError("--aipp and --precision-mode are for --format om: give --soc-version CHIP")
+    if options["soc_version"]:
+        om = OmTarget(
+            options["soc_version"], options["batch_size"] or 1, options["aipp"], options["precision_mode"]
+        )  # fmt: skip
+    return Target(
+        options["form"], options["image_size"], options["num_classes"], options["batch_size"],
+        options["with_preprocess"], options["with_softmax"], options["opset"], options["device"], om,
+        not options["no_check"],
+    )  # fmt: skip

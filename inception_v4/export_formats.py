@@ -1,0 +1,298 @@
+"""How each format is written: one row of `FORMATS` per format."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inception_v4 import mindir
+from inception_v4.accelerator import select
+from inception_v4.ascend_om import AtcError, OmTarget, aipp_config, atc_command, run_atc
+from inception_v4.augment import DeviceTransform
+from inception_v4.fusion import fuse
+from inception_v4.model import InceptionV4
+from inception_v4.runtimes import PixelTransform, Signature, describe
+from inception_v4.sessions import METADATA_KEY, RUNTIMES, require
+from inception_v4.shapes import KINDS, draw_shape
+from inception_v4.weights import Weights, WeightsInfo
+
+INPUT, OUTPUT = "image", "logits"
+"""Names in the exported graph."""
+
+OPSETS = range(13, 24)
+"""Of ONNX. No operator in the graph has changed since 13, which most runtimes read."""
+
+
+class ExportError(ValueError):
+    """An export that cannot be had; one line with the remedy."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to export to.
+
+    Attributes:
+        format: a key of `FORMATS`; default: by the suffix of the output.
+        image_size: side of the input in pixels; default: the weights'.
+        num_classes: must equal the weights'; 1000 drops TensorFlow's background class.
+        batch_size: the only one that the file takes; default: any (`om`: 1).
+        preprocess: the file takes uint8 [N, S, S, 3] and normalises by itself.
+        softmax: the file gives probabilities.
+        opset: of ONNX, one of `OPSETS`.
+        device: that `aoti` compiles for.
+        om: chip and options of `om`.
+        check: compare the file with the network before it takes its name.
+    """
+
+    format: str | None = None
+    image_size: int | None = None
+    num_classes: int | None = None
+    batch_size: int | None = None
+    preprocess: bool = False
+    softmax: bool = False
+    opset: int = OPSETS[0]
+    device: str = "cpu"
+    om: OmTarget | None = None
+    check: bool = True
+
+
+@dataclass
+class Plan:
+    """A network and what is to be written of it."""
+
+    network: InceptionV4
+    info: WeightsInfo
+    signature: Signature
+    target: Target
+    messages: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return self.info.preprocessing.image_size
+
+    def describe(self) -> str:
+        return describe(self.info, self.signature)
+
+    def inputs(self, pictures: Tensor) -> Tensor:
+        """uint8 [N, C, S, S] as the file takes them."""
+        kind = PixelTransform if self.signature.preprocess else DeviceTransform
+        return kind(self.info.preprocessing, num_classes=self.info.num_classes).eval(pictures)
+
+    def module(self) -> Deployed:
+        return Deployed(self.network, self.info, self.signature).eval()
+
+
+class Deployed(nn.Module):
+    """What is exported: the fused network, with normalisation before and softmax behind it where asked for."""
+
+    def __init__(self, network: InceptionV4, info: WeightsInfo, signature: Signature) -> None:
+        super().__init__()
+        self.network, self.signature = fuse(network), signature
+        if signature.preprocess:
+            self.register_buffer("mean", torch.tensor(info.preprocessing.mean).mul(255).view(1, -1, 1, 1))
+            self.register_buffer("std", torch.tensor(info.preprocessing.std).mul(255).view(1, -1, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.signature.preprocess:
+            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        maps = self.network.forward_features(image)
+        # The mean as a pooling layer: as a reduction it is another operator in each version of ONNX.
+        logits = self.network.get_classifier()(F.avg_pool2d(maps, maps.shape[-2:]).flatten(1))
+        return logits.softmax(1) if self.signature.softmax else logits
+
+
+def check_pictures(info: WeightsInfo) -> Tensor:
+    """Five pictures, uint8 [5, C, S, S]: drawn shapes where the network takes RGB, and noise."""
+    size = info.preprocessing.image_size
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.randint(256, (5, info.in_channels, size, size), generator=generator, dtype=torch.uint8)
+    if info.in_channels == 3:
+        for row, kind in enumerate(KINDS[:3]):
+            pictures[row] = torch.from_numpy(np.array(draw_shape(kind, row, size))).permute(2, 0, 1)
+    return pictures
+
+
+def _program(plan: Plan, device: torch.device | None = None) -> torch.export.ExportedProgram:
+    batch = plan.signature.batch_size
+    example = plan.inputs(check_pictures(plan.info)[: batch or 2])
+    if batch and batch > len(example):
+        example = example[:1].expand(batch, *example.shape[1:]).contiguous()
+    shapes = None if batch else {"image": {0: torch.export.Dim("batch")}}
+    with torch.no_grad():
+        return torch.export.export(plan.module().to(device), (example.to(device),), dynamic_shapes=shapes)
+
+
+def _write_pt2(plan: Plan, path: Path) -> None:
+    torch.export.save(_program(plan), str(path), extra_files={f"{METADATA_KEY}.json": plan.describe()})
+
+
+def _write_aoti(plan: Plan, path: Path) -> None:
+    settings = {"aot_inductor.metadata": {METADATA_KEY: plan.describe()}}
+    program = _program(plan, select(plan.target.device).device)
+    torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
+
+
+def _write_onnx(plan: Plan, path: Path) -> None:
+    onnx = require("onnx", "onnxscript")
+    exported = torch.onnx.export(
+        _program(plan), input_names=[INPUT], output_names=[OUTPUT], opset_version=max(18, plan.target.opset),
+        dynamo=True, verbose=False,
+    )  # fmt: skip
+    model = exported.model_proto
+    _tidy(model, plan.target.opset)
+    model.metadata_props.add(key=METADATA_KEY, value=plan.describe())
+    # Every operator is checked against its definition in the version that the file names.
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+
+
+def _tidy(model: Any, opset: int) -> None:
+    """Name the version of the operators, and drop the exporter's notes, which name files of this machine."""
+    from onnx.helper import find_min_ir_version_for
+
+    model.opset_import[0].version = opset
+    model.ir_version = find_min_ir_version_for(list(model.opset_import))
+    graph = model.graph
+    graph.name = "inception_v4"
+    graph.ClearField("value_info")
+    for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    for port in (*graph.input, *graph.output):
+        batch = port.type.tensor_type.shape.dim[0]
+        if batch.dim_param:
+            batch.dim_param = "batch"
+
+
+def _write_openvino(plan: Plan, path: Path) -> None:
+    ov = require("openvino")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        _write_onnx(plan, Path(folder) / "model.onnx")
+        graph = ov.Core().read_model(str(Path(folder) / "model.onnx"))
+        graph.set_rt_info(plan.describe(), [METADATA_KEY])
+        ov.save_model(graph, str(path), compress_to_fp16=False)
+
+
+def _write_mindspore(plan: Plan, path: Path, *, file_format: str) -> None:
+    mindir.write(
+        Weights(plan.network.state_dict(), plan.info), path, file_format=file_format, image_size=plan.size,
+        batch_size=plan.signature.batch_size,
+    )  # fmt: skip
+    _describe_beside(plan, path)
+
+
+def _describe_beside(plan: Plan, path: Path, signature: Signature | None = None) -> None:
+    """For formats without room for a description."""
+    text = describe(plan.info, signature or plan.signature)
+    path.with_name(path.name + ".json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_for_om(plan: Plan, path: Path) -> None:
+    """The ONNX file and, where asked for, the preprocessing for ATC."""
+    assert plan.target.om is not None
+    _write_onnx(plan, path.with_suffix(".onnx"))
+    if plan.target.om.aipp:
+        path.with_suffix(".aipp.cfg").write_text(aipp_config(plan.info.preprocessing), encoding="utf-8")
+
+
+def _compile_om(plan: Plan, path: Path) -> None:
+    assert plan.target.om is not None
+    try:
+        run_atc(atc_for(path, plan.target.om, plan.size), path)
+    except AtcError as error:
+        there = atc_for(Path(path.name), plan.target.om, plan.size)
+        raise AtcError(f"{error}; the other files are written, so run there: {shlex.join(there)}") from error
+    _describe_beside(plan, path, replace(plan.signature, preprocess=plan.target.om.aipp))
+
+
+def atc_for(path: Path, om: OmTarget, size: int) -> list[str]:
+    aipp = path.with_suffix(".aipp.cfg") if om.aipp else None
+    return atc_command(path.with_suffix(".onnx"), path, om, image_size=size, aipp=aipp)
+
+
+def _needs_onnx(target: Target) -> None:
+    require("onnx", "onnxscript")
+    if target.check:
+        require("onnxruntime")
+
+
+def _needs_openvino(target: Target) -> None:
+    require("openvino", "onnx", "onnxscript")
+
+
+def _needs_mindspore(target: Target) -> None:
+    mindir.check_installed()
+
+
+def _needs_chip(target: Target) -> None:
+    if target.om is None:
+        raise ExportError(
+            "om is compiled for one chip: give --soc-version, such as Ascend310P3 (`npu-smi info` shows it)"
+        )
+    _needs_onnx(target)
+
+
+def _needs_compiler(target: Target) -> None:
+    if not select(target.device).can_compile:
+        raise ExportError("aoti needs a C++ compiler: install g++, or export pt2")
+
+
+def _session(runtime: str, path: Path, device: str) -> tuple[Run, str]:
+    opened = RUNTIMES[runtime].open(path, "cpu" if RUNTIMES[runtime].on_host else device)
+    return opened.run, opened.engine
+
+
+def _mindspore(path: Path, device: str) -> tuple[Run, str]:
+    return partial(mindir.run, path), "MindSpore"
+
+
+Run = Callable[[Tensor], Tensor]
+
+
+class Format(NamedTuple):
+    """A row of `FORMATS`.
+
+    Attributes:
+        suffix: of its files.
+        needs: raises, with the remedy, where something that the format needs is missing.
+        write: a plan to a file, with its companions beside it.
+        open: the file and a device to what runs it, and its name for people; None where it cannot run here.
+        takes_pictures: whether normalisation and softmax can be inside.
+        compared: the suffix of the file that `open` takes.
+        finish: after the comparison.
+    """
+
+    suffix: str
+    needs: Callable[[Target], None]
+    write: Callable[[Plan, Path], None]
+    open: Callable[[Path, str], tuple[Run, str]] | None
+    takes_pictures: bool = True
+    compared: str = ""
+    finish: Callable[[Plan, Path], None] = lambda plan, path: None
+
+
+FORMATS = {
+    "onnx": Format(".onnx", _needs_onnx, _write_onnx, partial(_session, "onnx")),
+    "openvino": Format(".xml", _needs_openvino, _write_openvino, partial(_session, "openvino")),
+    "pt2": Format(".pt2", lambda target: None, _write_pt2, partial(_session, "pt2")),
+    "aoti": Format(".pt2", _needs_compiler, _write_aoti, partial(_session, "pt2")),
+    "mindir": Format(
+        ".mindir", _needs_mindspore, partial(_write_mindspore, file_format="MINDIR"), _mindspore, takes_pictures=False
+    ),
+    "air": Format(".air", _needs_mindspore, partial(_write_mindspore, file_format="AIR"), None, takes_pictures=False),
+    "om": Format(
+        ".om", _needs_chip, _write_for_om, partial(_session, "onnx"),
+        takes_pictures=False, compared=".onnx", finish=_compile_om,
+    ),
+}  # fmt: skip
+"""Every format by its name."""

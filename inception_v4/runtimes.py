@@ -1,0 +1,225 @@
+"""Networks that are ready to run: weights in PyTorch, or an exported file, alone, in its runtime.
+
+An exported file says itself how its pictures are prepared and what its classes are called (`describe`). Whoever
+validates or predicts opens either kind with `open_network` and need not know which one it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from inception_v4.accelerator import Accelerator, select
+from inception_v4.augment import DeviceTransform
+from inception_v4.engine import Precision
+from inception_v4.factory import open_model
+from inception_v4.preprocessing import Preprocessing
+from inception_v4.sessions import RUNTIMES, ExportedFileError, Session
+from inception_v4.weights import WeightsError, WeightsInfo
+
+TORCH = "torch"
+"""The runtime of weights files."""
+
+ELSEWHERE = (".om", ".air", ".mindir")
+"""Suffixes of files that run on their own device only."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What an exported network takes and gives.
+
+    Attributes:
+        preprocess: takes uint8 [N, S, S, C] and normalises by itself; else float32 [N, C, S, S], normalised.
+        softmax: gives probabilities [N, K]; else logits.
+        batch_size: the only N that it takes; None for any.
+        device: type of the device that it was compiled for; None for any.
+    """
+
+    preprocess: bool = False
+    softmax: bool = False
+    batch_size: int | None = None
+    device: str | None = None
+
+
+class PixelTransform(DeviceTransform):
+    """For networks that normalise by themselves."""
+
+    def eval(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] uint8 to [B, S, S, C] uint8."""
+        return images.permute(0, 2, 3, 1).contiguous()
+
+
+@dataclass
+class Network:
+    """A network in evaluation mode, wherever it runs.
+
+    Attributes:
+        model: a batch as `transform` makes it to logits [B, K], or to their logarithm up to a constant per picture.
+        info: how to use it.
+        accelerator: where it takes batches from.
+        engine: what runs it, for people.
+        messages: lines for people: what was adapted or assumed.
+        signature: of an exported file; None for weights in PyTorch.
+    """
+
+    model: Callable[[Tensor], Tensor]
+    info: WeightsInfo
+    accelerator: Accelerator
+    engine: str
+    messages: list[str] = field(default_factory=list)
+    signature: Signature | None = None
+    layout: torch.memory_format = torch.contiguous_format
+
+    def transform(self, preprocessing: Preprocessing) -> DeviceTransform:
+        """What happens to a batch of uint8 pictures before `model`.
+
+        Raises:
+            ExportedFileError: the file is fixed to other preprocessing than asked for.
+        """
+        if self.signature is not None:
+            self._check_fixed(preprocessing, self.signature)
+        kind = PixelTransform if self.signature and self.signature.preprocess else DeviceTransform
+        return kind(preprocessing, num_classes=self.info.num_classes, memory_format=self.layout)
+
+    def precision(self, amp: str) -> Precision:
+        """Where and in what type `model` computes.
+
+        Raises:
+            DeviceError: the device cannot compute in it.
+            ExportedFileError: the type of an exported file was decided when it was written.
+        """
+        if self.signature is not None and amp != "off":
+            raise ExportedFileError(
+                f"amp {amp}: {self.info.source} computes in the type it was exported in; use amp off"
+            )
+        return Precision(self.accelerator, self.accelerator.amp_dtype(amp))
+
+    def _check_fixed(self, asked: Preprocessing, signature: Signature) -> None:
+        own = self.info.preprocessing
+        if asked.image_size != own.image_size:
+            raise ExportedFileError(
+                f"{self.info.source} was exported for {own.image_size} px, not {asked.image_size}: export again with "
+                f"--image-size {asked.image_size}"
+            )
+        if signature.preprocess and (asked.mean, asked.std) != (own.mean, own.std):
+            raise ExportedFileError(f"{self.info.source} normalises by itself: leave out mean and std")
+
+
+def describe(info: WeightsInfo, signature: Signature) -> str:
+    """The JSON that travels in an exported file: `WeightsInfo`, and the signature as "export"."""
+    return json.dumps(info.to_dict() | {"export": asdict(signature)}, ensure_ascii=False)
+
+
+def recognise(source: str, runtime: str | None = None) -> str:
+    """The runtime for a source: the one asked for, if it reads such files, or the one of its suffix.
+
+    Raises:
+        ExportedFileError: no runtime here reads it, or not the one asked for.
+    """
+    suffix = Path(source).suffix.lower()
+    if suffix in ELSEWHERE:
+        raise ExportedFileError(
+            f"{source} runs on its own device only: run it there, and score the outputs with "
+            "`inception-v4 validate --from-outputs FOLDER --labels FILE`"
+        )
+    fitting = [name for name, row in RUNTIMES.items() if suffix in row.suffixes] or [TORCH]
+    if runtime is None:
+        return fitting[0]
+    if runtime not in fitting:
+        raise ExportedFileError(f"--runtime {runtime} does not read {source}: use --runtime {' or '.join(fitting)}")
+    return runtime
+
+
+def accelerator_for(runtime: str, device: str) -> Accelerator:
+    """Where the batches of a runtime have to be: on the device, or on the host for runtimes that copy by themselves."""
+    return select("cpu" if runtime != TORCH and RUNTIMES[runtime].on_host else device)
+
+
+def open_network(
+    source: str,
+    accelerator: Accelerator,
+    *,
+    runtime: str,
+    device: str = "auto",
+    num_classes: int | None = None,
+    channels_last: bool | None = None,
+) -> Network:
+    """A network from weights or from an exported file.
+
+    Args:
+        source: for PyTorch what `open_model` takes; else a file.
+        accelerator: from `accelerator_for`.
+        runtime: from `recognise`.
+        device: as `--device`, for runtimes that choose by themselves.
+        num_classes: must equal the file's when given.
+        channels_last: memory format in PyTorch; None is what the device likes.
+    """
+    if runtime == TORCH:
+        opened = open_model(source, num_classes=num_classes)
+        layout = accelerator.memory_format(channels_last)
+        model = opened.model.to(accelerator.device).to(memory_format=layout)
+        return Network(model, opened.info, accelerator, accelerator.describe(), opened.messages, layout=layout)
+    path = Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"{source} does not exist: check the path")
+    session = RUNTIMES[runtime].open(path, str(accelerator.device) if not RUNTIMES[runtime].on_host else device)
+    info, signature, messages = _understand(session, source)
+    if num_classes not in (None, info.num_classes):
+        raise ExportedFileError(f"{source} has {info.num_classes} classes, not {num_classes}: leave num_classes out")
+    if signature.device not in (None, accelerator.type):
+        raise ExportedFileError(
+            f"{source} was compiled for {signature.device}, not {accelerator.type}: use --device {signature.device}, "
+            f"or export with --device {accelerator.type}"
+        )
+    return Network(_as_model(session, signature), info, accelerator, session.engine, messages, signature)
+
+
+def _understand(session: Session, source: str) -> tuple[WeightsInfo, Signature, list[str]]:
+    """What the file says about itself or, for another program's export, what its shapes tell."""
+    if session.description:
+        try:
+            values = json.loads(session.description)
+            info = WeightsInfo.from_dict(values).replace(source=source)
+            return info, Signature(**values.get("export", {})), []
+        except (ValueError, TypeError, AttributeError, WeightsError) as error:
+            raise ExportedFileError(f"{source}: its description cannot be read ({error}): export it again") from error
+    batch, *image = [*session.shape, None][:4]
+    if len(session.shape) != 4 or image[0] != 3 or image[1] is None or image[1] != image[2] or not session.classes:
+        raise ExportedFileError(
+            f"{source} is no export of this project, and its input {list(session.shape)} is not [N, 3, S, S] with a "
+            "fixed S: export it with `inception-v4 export`"
+        )
+    how = Preprocessing(image_size=image[1])
+    message = (
+        f"{source} does not say how its pictures are prepared; assumed: {how.image_size} px, mean {how.mean}, std "
+        f"{how.std}, crop_pct {how.crop_pct}, {how.interpolation}; such settings can be given"
+    )
+    info = WeightsInfo(num_classes=session.classes, preprocessing=how, source=source)
+    return info, Signature(batch_size=batch), [message]
+
+
+def _as_model(session: Session, signature: Signature) -> Callable[[Tensor], Tensor]:
+    """Any batch to logits, whatever batch and output the file has."""
+
+    def model(images: Tensor) -> Tensor:
+        outputs = in_batches(session.run, images, signature.batch_size)
+        # The softmax of a logarithm of probabilities are the probabilities.
+        return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log() if signature.softmax else outputs
+
+    return model
+
+
+def in_batches(run: Callable[[Tensor], Tensor], images: Tensor, size: int | None) -> Tensor:
+    """`run` on batches of exactly `size` pictures, the last one filled up; None: on all of them at once."""
+    if size is None:
+        return run(images)
+    outputs = []
+    for chunk in images.split(size):
+        filler = chunk.new_zeros((size - len(chunk), *chunk.shape[1:]))
+        outputs.append(run(torch.cat([chunk, filler]))[: len(chunk)])
+    return torch.cat(outputs)

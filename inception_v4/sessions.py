@@ -1,0 +1,175 @@
+"""The runtimes of exported files: ONNX Runtime, OpenVINO and PyTorch's own for `torch.export` and AOTInductor.
+
+Each opens a file as a `Session`: tensors in, tensors out. What the numbers mean is `runtimes`' business.
+"""
+
+from __future__ import annotations
+
+import importlib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+METADATA_KEY = "inception_v4"
+"""Of the JSON among a file's own metadata."""
+
+
+class RuntimeUnavailable(RuntimeError):
+    """A runtime, or a device for it, that is not installed here; one line with the remedy."""
+
+
+class ExportedFileError(ValueError):
+    """An exported file that cannot be used, or not in the way that was asked for; one line with the remedy."""
+
+
+class Session(NamedTuple):
+    """An exported file in its runtime.
+
+    Attributes:
+        run: a batch as the file takes it to its output, float32.
+        description: the JSON under `METADATA_KEY`, or None.
+        shape, classes: of its input and output; None where any number fits.
+        engine: runtime, version and device, for people.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    description: str | None
+    shape: tuple[int | None, ...]
+    classes: int | None
+    engine: str
+
+
+class RuntimeRow(NamedTuple):
+    """A row of `RUNTIMES`: suffixes it reads, the host memory or the device it takes batches from, how it opens one."""
+
+    suffixes: tuple[str, ...]
+    on_host: bool
+    open: Callable[[Path, str], Session]
+
+
+def require(package: str, *others: str) -> Any:
+    """The optional package, imported.
+
+    Raises:
+        RuntimeUnavailable: it or one of `others` is not installed.
+    """
+    try:
+        for name in others:
+            importlib.import_module(name)
+        return importlib.import_module(package)
+    except ImportError as error:
+        names = " ".join((package, *others))
+        raise RuntimeUnavailable(
+            f"this needs {' and '.join((package, *others))} ({error}): pip install {names}"
+        ) from error
+
+
+def _open_onnx(path: Path, device: str) -> Session:
+    ort = require("onnxruntime")
+    provider = _provider(ort.get_available_providers(), device)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that wait for work give the processor to the loader's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    fallback = [] if provider.startswith("CPU") else ["CPUExecutionProvider"]
+    session = _opened(path, lambda: ort.InferenceSession(str(path), options, providers=[provider, *fallback]))
+    if provider not in session.get_providers():
+        raise RuntimeUnavailable(f"onnxruntime cannot start its {provider}: mend its libraries, or use --device cpu")
+    image, logits = session.get_inputs()[0], session.get_outputs()[0]
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run([logits.name], {image.name: images.contiguous().numpy()})[0])
+
+    return Session(
+        run,
+        session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),
+        tuple(n if isinstance(n, int) else None for n in image.shape),
+        logits.shape[-1] if isinstance(logits.shape[-1], int) else None,
+        f"onnxruntime {ort.__version__}, {provider}",
+    )
+
+
+_PROVIDERS = {"npu": "CANN", "mps": "CoreML"}
+"""Our names of devices where ONNX Runtime has others."""
+
+
+def _provider(available: list[str], device: str) -> str:
+    """ONNX Runtime's name of a device; `auto` is the best of those that its installed build is made for."""
+    kinds = ["cuda", "npu", "cpu"] if device == "auto" else [device.partition(":")[0]]
+    for kind in kinds:
+        name = f"{_PROVIDERS.get(kind, kind.upper())}ExecutionProvider"
+        if name in available:
+            return name
+    raise RuntimeUnavailable(f"this onnxruntime has no {name} ({', '.join(available)}): install its build for {device}")
+
+
+def _open_openvino(path: Path, device: str) -> Session:
+    ov = require("openvino")
+    if device not in ("auto", "cpu"):
+        raise RuntimeUnavailable(f"OpenVINO runs on the CPU here, not on {device}: use --device cpu, or --runtime onnx")
+    graph = _opened(path, lambda: ov.Core().read_model(str(path)))
+    # Some processors would compute in bfloat16 by default.
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = ov.Core().compile_model(graph, "CPU", settings)
+    place = [METADATA_KEY] if path.suffix == ".xml" else ["framework", METADATA_KEY]  # an ONNX file's own metadata
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(compiled(images.contiguous().numpy())[0].copy())
+
+    return Session(
+        run,
+        _text(graph.get_rt_info(place)) if graph.has_rt_info(place) else None,
+        _dimensions(graph.inputs[0]),
+        _dimensions(graph.outputs[0])[-1],
+        f"openvino {ov.__version__.split('-')[0]}, CPU",
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else str(value.astype(str))
+
+
+def _dimensions(port: Any) -> tuple[int | None, ...]:
+    return tuple(None if n.is_dynamic else n.get_length() for n in port.get_partial_shape())
+
+
+def _open_pt2(path: Path, device: str) -> Session:
+    """A `torch.export` program, or one that AOTInductor has compiled: both are archives with this suffix."""
+    if _is_compiled(path):
+        package = _opened(path, lambda: torch._inductor.aoti_load_package(str(path)))
+        description, run, how = package.get_metadata().get(METADATA_KEY), package, "compiled by AOTInductor"
+    else:
+        files = {f"{METADATA_KEY}.json": ""}
+        program = _opened(path, lambda: torch.export.load(str(path), extra_files=files))
+        description, run, how = files[f"{METADATA_KEY}.json"], program.module().to(device), "torch.export"
+    return Session(run, description, (), None, f"torch {torch.__version__}, {how}, {device}")
+
+
+def _is_compiled(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/aotinductor/" in name for name in archive.namelist())
+    except zipfile.BadZipFile as error:
+        raise ExportedFileError(f"{path} cannot be opened (no archive): copy it again, or export it again") from error
+
+
+def _opened(path: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:
+        # Each runtime has exceptions of its own kind for damaged files.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ExportedFileError(f"{path} cannot be opened ({reason}): copy it again, or export it again") from error
+
+
+RUNTIMES = {
+    "onnx": RuntimeRow((".onnx",), True, _open_onnx),
+    "openvino": RuntimeRow((".xml", ".onnx"), True, _open_openvino),
+    "pt2": RuntimeRow((".pt2",), False, _open_pt2),
+}
+"""Everything besides PyTorch with a weights file; the first one that reads a suffix is its default."""

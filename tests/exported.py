@@ -1,0 +1,88 @@
+"""Live weights at 75 px and files exported from them, each made once per session."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from live import enliven
+from photos import photos
+from PIL import Image
+from torch import Tensor
+
+from inception_v4.augment import DeviceTransform, eval_transform
+from inception_v4.export import Target, export_model
+from inception_v4.model import InceptionV4
+from inception_v4.pictures import decode_picture
+from inception_v4.preprocessing import Preprocessing
+from inception_v4.shapes import draw_shape
+from inception_v4.weights import WeightsInfo, save_weights
+
+CLASSES = ("ape", "bear", "cat", "dog", "elk", "fox")
+HOW = Preprocessing(image_size=75, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.25), interpolation="bilinear")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all modules of a session."""
+    path = tmp_path_factory.getbasetemp() / "exported"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@cache
+def network() -> InceptionV4:
+    """Live weights whose first class depends on the picture: the head's bias takes out what all pictures share."""
+    model = enliven(InceptionV4(len(CLASSES))).eval()
+    normalise = DeviceTransform(HOW, num_classes=len(CLASSES))
+    with torch.no_grad():
+        features = model.forward_head(model.forward_features(normalise.eval(drawn(8))), pre_logits=True)
+        model.last_linear.weight.mul_(20)
+        model.last_linear.bias.copy_(-(model.last_linear.weight @ features.mean(0)))
+    return model
+
+
+@cache
+def drawn(count: int) -> Tensor:
+    """Pictures, uint8 [count, 3, 75, 75]."""
+    shapes = [draw_shape(("star", "circle", "triangle")[i % 3], i, 75) for i in range(count)]
+    files = [io.BytesIO() for _ in shapes]
+    for shape, file in zip(shapes, files, strict=True):
+        Image.Image.save(shape, file, "PNG")
+    return torch.stack([decode_picture(file.getvalue(), "drawn") for file in files])
+
+
+@cache
+def photographs(count: int) -> Tensor:
+    """Real photos as the network's transform makes them, uint8 [count, 3, 75, 75]."""
+    transform = eval_transform(HOW)
+    return torch.stack([transform(decode_picture(data, "photo")) for data in photos(count)])
+
+
+@torch.inference_mode()
+def logits(pictures: Tensor) -> Tensor:
+    """Of the plain network in PyTorch."""
+    return network()(DeviceTransform(HOW, num_classes=len(CLASSES)).eval(pictures))
+
+
+@cache
+def weights_file(folder: Path) -> Path:
+    info = WeightsInfo(len(CLASSES), CLASSES, HOW, source="tests")
+    return save_weights(network(), folder / "live.safetensors", info)
+
+
+@cache
+def exported(folder: Path, name: str, target: Target = Target()) -> Path:  # noqa: B008 a frozen value
+    """The live weights in `name`, exported and compared."""
+    report = export_model(weights_file(folder), folder / name, target)
+    assert report.passed and report.files[0] == folder / name, report.lines()
+    return folder / name
+
+
+def onnx_file(folder: Path) -> Path:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    return exported(folder, "live.onnx")

@@ -27,7 +27,7 @@ def run(*command: object, **settings: object) -> subprocess.CompletedProcess[str
     """`command` of this Python, where torch-npu is the simulator."""
     environment = npu_simulator.environment(**({"OMP_NUM_THREADS": 2} | settings))
     return subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=280
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, text=True, capture_output=True
     )
 
 
@@ -98,6 +98,6 @@ def test_two_processes_learn_what_one_learns():
     for kind in ("PLAIN", "FUSED"):
         assert numbers(both.stdout, kind) == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert expected != pytest.approx([value * 1.001 for value in expected], rel=1e-4, abs=1e-5)  # the control
-    assert "REFUSED host tensor: hccl: tensors must be on the NPU" in both.stdout
+    assert "REFUSED host tensor: " in both.stdout and "device type cpu" in both.stdout
     assert "REFUSED float64: hccl: float64 is not supported" in both.stdout
     assert "REFUSED bucket views: size" in both.stdout  # what `ddp_options` is for

@@ -26,7 +26,7 @@ def run(*words: str, processes: int = 1, expect: int = 0, **settings: object) ->
     given = {"OMP_NUM_THREADS": 2 // processes, "NPU_SIMULATOR_DEVICES": 2, "TORCH_DEVICE_BACKEND_AUTOLOAD": 1}
     done = subprocess.run(
         command(*words, processes=processes),
-        env=npu_simulator.environment(**(given | settings)), capture_output=True, text=True, timeout=280,
+        env=npu_simulator.environment(**(given | settings)), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr

@@ -223,9 +223,7 @@ def command(folder: Path, *arguments: object, module: bool = True, **settings: s
     environment = {name: value for name, value in os.environ.items() if name not in names}
     environment |= {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "2"} | settings
     program = [sys.executable, "-m", "inception_v4"] if module else [sys.executable]
-    return subprocess.run(
-        [*program, *map(str, arguments)], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=280
-    )
+    return subprocess.run([*program, *map(str, arguments)], cwd=ROOT, env=environment, text=True, capture_output=True)
 
 
 @pytest.mark.parametrize("state", ["as it is", "fitting"])

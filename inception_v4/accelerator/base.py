@@ -162,6 +162,8 @@ class Accelerator:
         """How the device computes in "bf16" or "fp16": "native", "emulated" (right, and slower than float32), "no"."""
         import torch
 
+        if not torch.backends.mkldnn.is_available():
+            return "emulated"
         mkldnn = torch.ops.mkldnn
         query = mkldnn._is_mkldnn_bf16_supported if amp == "bf16" else mkldnn._is_mkldnn_fp16_supported
         return "native" if query() else "emulated"

@@ -75,9 +75,10 @@ struct Hccl final : c10d::Backend {
   }
   c10::intrusive_ptr<c10d::Work> _allgather_base(
       at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) override {
-    auto output_view = as_host(output), input_view = as_host(input);
-    auto work = gloo_->_allgather_base(output_view, input_view, options);
-    return c10::make_intrusive<HcclWork>(work, Tensors{output_view, input_view}, Tensors{output});
+    std::vector<Tensors> parts{as_host(output).view(-1).chunk(getSize())};
+    Tensors views{as_host(input).view(-1)};
+    auto work = gloo_->allgather(parts, views, options);
+    return c10::make_intrusive<HcclWork>(work, parts.at(0), Tensors{output});
   }
   c10::intrusive_ptr<c10d::Work> barrier(const c10d::BarrierOptions& options) override {
     return gloo_->barrier(options);

@@ -35,7 +35,7 @@ def learn(*, fused: bool = False, **ddp: object) -> torch.Tensor:
     if size > 1:
         model = synchronise_batch_norm(model, device)
         options = device.ddp_options(fused_optimizer=fused) | ddp
-        wrapped = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False, **options)
+        wrapped = nn.parallel.DistributedDataParallel(model, **options)
     optimizer = (device.fused_optimizer("rmsproptf") if fused else RMSpropTF)(model.parameters(), lr=0.05, eps=1.0)
     for step in range(3):
         generator = torch.Generator().manual_seed(step)

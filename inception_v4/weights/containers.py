@@ -64,7 +64,7 @@ def _sniff_zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except Exception as error:  # zipfile raises almost anything on damaged bytes
         raise WeightsError(f"{path} is {DAMAGED}") from error
     if any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(f"{path} is a TorchScript program: save the state dict of its module instead")

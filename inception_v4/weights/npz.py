@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -17,19 +15,6 @@ from inception_v4.weights.record import Raw, WeightsError
 SCOPE = "InceptionV4/"
 _AVERAGE = "/ExponentialMovingAverage"
 _NETWORK = re.compile(rf"{SCOPE}(?!AuxLogits).*/(weights|biases|BatchNorm/\w+)({_AVERAGE})?")
-_READ_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    SyntaxError,
-    MemoryError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
-"""What zipfile and numpy raise on damaged bytes."""
 
 
 def read_npz(path: Path) -> Raw:
@@ -43,7 +28,7 @@ def read_npz(path: Path) -> Raw:
                     tensors[plain] = torch.from_numpy(np.ascontiguousarray(file[name]))
                 else:
                     others.append(plain)
-    except _READ_ERRORS as error:
+    except Exception as error:  # zipfile and numpy raise almost anything on damaged bytes
         raise WeightsError(f"{path} is truncated or damaged: dump it again ({error})") from error
     state = {name: tensor for name, tensor in tensors.items() if not name.endswith(_AVERAGE)}
     average = {name.removesuffix(_AVERAGE): tensor for name, tensor in tensors.items() if name.endswith(_AVERAGE)}

@@ -11,8 +11,10 @@ from torch import Tensor
 from inception_v4.weights import containers
 from inception_v4.weights.formats import FORMATS, recognise
 from inception_v4.weights.names import CANONICAL, FIRST_CONV, HEAD, difference, preview
-from inception_v4.weights.record import Weights, WeightsError, WeightsInfo
+from inception_v4.weights.record import Raw, Weights, WeightsError, WeightsInfo
 from inception_v4.weights.source import Located, locate
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def read_weights(source: str | Path, *, ema: bool = False, layout: str | None = None) -> Weights:
@@ -41,7 +43,7 @@ def read_weights(source: str | Path, *, ema: bool = False, layout: str | None = 
         _check_shapes(state)
         described = raw.info or located.beside or {}
         info = _describe(state, layout, described, located)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # tensors of sizes that do not go together fail in torch
         raise WeightsError(f"{located.origin}: {error}") from error
     if layout == "torch" and info.may_have_background:
         layout = "cadene"
@@ -58,12 +60,12 @@ def read_weights(source: str | Path, *, ema: bool = False, layout: str | None = 
     )
 
 
-def _choose(raw: containers.Raw, ema: bool, notes: list[str]) -> dict[str, Tensor]:
+def _choose(raw: Raw, ema: bool, notes: list[str]) -> dict[str, Tensor]:
     if ema:
         if raw.ema is None:
             raise WeightsError("holds no moving average of the weights: leave ema off")
         return raw.ema
-    if not raw.state:
+    if not raw.state and raw.ema:
         raise WeightsError("holds only a moving average of the weights: ask for it with ema")
     if raw.ema is not None:
         notes.append("ema: the file also holds a moving average of the weights, not taken (ask for it with ema)")
@@ -95,12 +97,7 @@ def _check_shapes(state: dict[str, Tensor]) -> None:
 def _wrong_kind(name: str, tensor: Tensor) -> bool:
     if name.endswith("num_batches_tracked"):
         return tensor.numel() != 1
-    if not tensor.dtype.is_floating_point or tensor.dtype not in (
-        torch.float16,
-        torch.bfloat16,
-        torch.float32,
-        torch.float64,
-    ):
+    if tensor.dtype not in _FLOATS:
         return True
     return tensor.ndim != 4 if name.endswith(".conv.weight") else tensor.numel() == 0
 
@@ -108,19 +105,16 @@ def _wrong_kind(name: str, tensor: Tensor) -> bool:
 def _describe(state: dict[str, Tensor], layout: str, described: dict[str, Any], located: Located) -> WeightsInfo:
     """What the file says about itself, else the usual for its layout; counts come from the tensors."""
     classes, channels = state[HEAD[0]].shape[0], state[FIRST_CONV].shape[1]
-    usual = WeightsInfo(preprocessing=FORMATS[layout].preprocessing).with_channels(channels).to_dict()
-    values = dict(described)
-    preprocessing = values.get("preprocessing")
-    if not isinstance(preprocessing, dict):
-        preprocessing = {}
-    given = {name: value for name, value in preprocessing.items() if value is not None}
-    values["preprocessing"] = usual["preprocessing"] | given
-    names = values.get("class_names")
-    if names is not None and len(names) != classes:
+    usual = WeightsInfo(preprocessing=FORMATS[layout].preprocessing).with_channels(channels)
+    values = usual.to_dict() | {"source": located.origin}
+    values |= {name: value for name, value in described.items() if value not in (None, "")}
+    if isinstance(values["preprocessing"], dict):
+        given = {name: value for name, value in values["preprocessing"].items() if value is not None}
+        values["preprocessing"] = usual.preprocessing.to_dict() | given
+    names = values["class_names"]
+    if not isinstance(names, (list, tuple)) or len(names) != classes:
         values["class_names"] = None
-    values |= {"num_classes": classes, "in_channels": channels}
-    values["source"] = values.get("source") or located.origin
-    info = WeightsInfo.from_dict(values)
+    info = WeightsInfo.from_dict(values | {"num_classes": classes, "in_channels": channels})
     if len(info.preprocessing.mean) != channels:
         raise WeightsError(f"{channels} input channels, but mean has {len(info.preprocessing.mean)} values")
     return info

@@ -25,7 +25,7 @@ def read_safetensors(path: Path) -> Raw:
             metadata = file.metadata() or {}
             names = list(file.keys())
             state = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{path} is {DAMAGED} ({error})") from error
     info = _described(path, metadata)
     if is_mindspore(state):

@@ -129,7 +129,7 @@ def _read_beside(path: Path) -> dict[str, Any] | None:
 def _from_hub(name: str) -> Located:
     """Download (or find in the cache) the weights and `config.json` of a hub repository, `owner/name[@revision]`."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, _, revision = name.partition("@")
     if not _HUB_NAME.fullmatch(repository):

@@ -187,7 +187,7 @@ def average_buffers(model: nn.Module, world: World) -> None:
     if world.size == 1:
         return
     buffers = [b for b in model.buffers() if b.is_floating_point()]
-    flat = torch.cat([b.flatten().double().cpu() for b in buffers]) if buffers else torch.zeros(0)
+    flat = torch.cat([b.flatten().cpu().double() for b in buffers]) if buffers else torch.zeros(0)
     mean = world.sum(flat) / world.size
     offset = 0
     for buffer in buffers:

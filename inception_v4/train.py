@@ -184,7 +184,7 @@ def _after_step(job: Job, loss: Tensor, images: int) -> bool:
 def _log_training(job: Job) -> None:
     if not job.pending_steps or job.pending_loss is None:
         return
-    mean = float(job.world.sum(job.pending_loss.double().cpu() / job.pending_steps)) / job.world.size
+    mean = float(job.world.sum(job.pending_loss.cpu().double() / job.pending_steps)) / job.world.size
     job.pending_loss, job.pending_steps = None, 0
     step = job.learner.step
     require_finite(mean, job.learner.model, step=step)

@@ -157,6 +157,7 @@ class Optimizer(Section):
     )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum, or Adam's first beta")
     opt_alpha: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay of RMSProp's square average")
+    opt_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="AdamW's second beta")
     opt_eps: Annotated[float, Field(gt=0)] | None = Field(None, description="epsilon; default 1.0 for rmsproptf")
     weight_decay: Annotated[float, Field(ge=0)] = Field(4e-5, description="L2, or decoupled where the optimizer is")
     weight_decay_filter: Literal["all", "no_norm_bias"] = Field("all", description="parameters that decay")

@@ -11,15 +11,17 @@ import random
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageDraw
 
 Point = tuple[float, float]
 Outline = list[Point]
 Colour = tuple[int, int, int]
 
-VERSION = 1
+VERSION = 2
 """Part of the name of a generated folder: to be raised when the same seed draws another picture."""
 _SUPERSAMPLING = 4
+_DARK, _BETWEEN, _LIGHT = (0, 90), (60, 140), (150, 255)
+"""Grey levels of a channel: of the ground, of lines and spots, of the shape. Hues are free: only the outline tells."""
 
 
 def _arc(start: float, end: float, radius: float = 1.0, centre: Point = (0.0, 0.0)) -> Outline:
@@ -129,15 +131,16 @@ def check_request(*, train: int, val: int, classes: int) -> None:
 
 
 def _draw(kind: str, key: str, size: int) -> Image.Image:
+    """A light shape near the middle, a little tilted, on a dark ground with lines and spots between the two."""
     rng = random.Random(f"{VERSION}/{key}")
-    base = _colour(rng)
-    canvas = _background(rng, size, base)
+    base = _colour(rng, *_DARK)
+    canvas = _gradient(rng, size, _near(rng, base, 30), _near(rng, base, 30))
     _distractors(rng, canvas)
-    radius = size * rng.uniform(0.2, 0.4)
-    centre = (rng.uniform(0.8 * radius, size - 0.8 * radius), rng.uniform(0.8 * radius, size - 0.8 * radius))
-    mask = _mask(kind, size, radius, centre, angle=rng.uniform(0, 2 * math.pi))
-    near, far = _contrasting(rng, base), _contrasting(rng, base)
-    canvas.paste(_gradient(rng, size, near, far), mask=mask)
+    radius = size * rng.uniform(0.3, 0.42)
+    centre = (size * rng.uniform(0.44, 0.56), size * rng.uniform(0.44, 0.56))
+    mask = _mask(kind, size, radius, centre, angle=math.radians(rng.uniform(-15, 15)))
+    near = _colour(rng, *_LIGHT)
+    canvas.paste(_gradient(rng, size, near, _near(rng, near, 40)), mask=mask)
     return _noisy(canvas, rng)
 
 
@@ -155,29 +158,17 @@ def _mask(kind: str, size: int, radius: float, centre: Point, *, angle: float) -
     return mask.resize((size, size), Image.Resampling.BOX)
 
 
-def _background(rng: random.Random, size: int, base: Colour) -> Image.Image:
-    """A gradient with soft blotches, in colours near `base`."""
-    canvas = _gradient(rng, size, _near(rng, base, 45), _near(rng, base, 45))
-    blotches = Image.new("L", (size, size))
-    draw = ImageDraw.Draw(blotches)
-    for _ in range(rng.randint(1, 4)):
-        x, y, r = rng.uniform(0, size), rng.uniform(0, size), rng.uniform(0.1, 0.35) * size
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=rng.randint(60, 200))
-    canvas.paste(_near(rng, base, 60), mask=blotches.filter(ImageFilter.GaussianBlur(size / 12)))
-    return canvas
-
-
 def _distractors(rng: random.Random, canvas: Image.Image) -> None:
     """Thin lines and small spots, drawn below the shape."""
     size = canvas.width
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.randint(2, 5)):
         ends = [rng.uniform(0, size) for _ in range(4)]
-        draw.line(ends, fill=_colour(rng), width=max(1, round(size / 90)))
+        draw.line(ends, fill=_colour(rng, *_BETWEEN), width=max(1, round(size / 90)))
     for _ in range(rng.randint(3, 8)):
         x, y, r = rng.uniform(0, size), rng.uniform(0, size), rng.uniform(0.015, 0.05) * size
         corners = [(x + r * math.cos(a), y + r * math.sin(a)) for a in (rng.uniform(0, 2 * math.pi) for _ in range(3))]
-        draw.polygon(corners, fill=_colour(rng))
+        draw.polygon(corners, fill=_colour(rng, *_BETWEEN))
 
 
 def _noisy(canvas: Image.Image, rng: random.Random) -> Image.Image:
@@ -196,18 +187,10 @@ def _gradient(rng: random.Random, size: int, first: Colour, last: Colour) -> Ima
     return Image.fromarray(blend.round().astype(np.uint8))
 
 
-def _colour(rng: random.Random) -> Colour:
-    return rng.randrange(256), rng.randrange(256), rng.randrange(256)
+def _colour(rng: random.Random, low: int, high: int) -> Colour:
+    return rng.randint(low, high), rng.randint(low, high), rng.randint(low, high)
 
 
 def _near(rng: random.Random, colour: Colour, spread: int) -> Colour:
     red, green, blue = (min(255, max(0, channel + rng.randint(-spread, spread))) for channel in colour)
     return red, green, blue
-
-
-def _contrasting(rng: random.Random, colour: Colour) -> Colour:
-    """A colour at least 110 grey levels away in one channel (one exists for every colour)."""
-    while True:
-        candidate = _colour(rng)
-        if max(abs(a - b) for a, b in zip(candidate, colour, strict=True)) >= 110:
-            return candidate

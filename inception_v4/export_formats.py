@@ -95,6 +95,9 @@ class Plan:
 class Deployed(nn.Module):
     """What is exported: the fused network, with normalisation before and softmax behind it where asked for."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: InceptionV4, info: WeightsInfo, signature: Signature) -> None:
         super().__init__()
         self.network, self.signature = fuse(network), signature
@@ -148,6 +151,7 @@ def _write_onnx(plan: Plan, path: Path) -> None:
         _program(plan), input_names=[INPUT], output_names=[OUTPUT], opset_version=max(18, plan.target.opset),
         dynamo=True, verbose=False,
     )  # fmt: skip
+    assert exported is not None  # With `dynamo` there is always a program.
     model = exported.model_proto
     _tidy(model, plan.target.opset)
     model.metadata_props.add(key=METADATA_KEY, value=plan.describe())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ from inception_v4.preprocessing import Preprocessing
 from inception_v4.validate import suspicions
 from inception_v4.weights import WeightsInfo
 
-READERS = {".bin": lambda path: np.fromfile(path, "<f4"), ".npy": np.load, ".txt": np.loadtxt}
+READERS: dict[str, Callable[[Path], np.ndarray]] = {
+    ".bin": lambda path: np.fromfile(path, "<f4"),
+    ".npy": np.load,
+    ".txt": np.loadtxt,
+}
 """Of one picture's outputs: raw float32, numpy's own format, or numbers in text."""
 
 _BATCH = 256

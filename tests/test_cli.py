@@ -91,7 +91,8 @@ def _recipe(text: str) -> Path:
 
 def test_dry_run_prints_the_settings_and_accepts_any_spelling(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = outcome(
-        capsys, "train", "--dry-run", "--batch_size", "8", "--lr=0.5", "epochs=3", "--no-shuffle", "--ema", "--sync_bn", "True"
+        capsys, "train", "--dry-run", "--batch_size", "8", "--lr=0.5", "epochs=3", "--no-shuffle", "--ema",
+        "--sync_bn", "True",
     )  # fmt: skip
     assert code == 0
     for line in ("batch_size: 8", "lr: 0.5", "epochs: 3", "shuffle: false", "ema: true", "sync_bn: true"):

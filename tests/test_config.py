@@ -51,7 +51,7 @@ def test_command_line_wins_and_strings_are_converted() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipes_are_valid_documented_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
-    assert text.startswith("#") and "inception-v4 train" in text or "inception_v4 train" in text
+    assert text.startswith("#") and ("inception-v4 train" in text or "inception_v4 train" in text)
     config, _ = load_config(path, {"data_dir": "somewhere"} if "dataset: shapes" not in text else {})
     (tmp_path / "again.yaml").write_text(to_yaml(config))
     assert load_config(tmp_path / "again.yaml")[0] == config

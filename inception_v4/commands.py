@@ -141,9 +141,9 @@ def train(config_file: str | None, dry_run: bool, **options: Any) -> None:
 
     A stopped run (exit code 75 after SIGTERM or Ctrl-C) goes on with --resume auto --output-dir ITS_FOLDER.
     """
-    given, _ = translate(_given(options))
+    given = translate(_given(options))[0] if config_file is None else {}
     own_data = bool(given.get("data_dir")) or given.get("dataset") not in (None, "shapes")
-    chosen_for_data = config_file is None and own_data and not dry_run
+    chosen_for_data = own_data and not dry_run
     config = _resolve(config_file or ("finetune" if own_data else "quickstart"), options)
     if dry_run:
         click.echo(to_yaml(config), nl=False)

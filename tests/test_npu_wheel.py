@@ -17,6 +17,7 @@ import npu_simulator
 import pytest
 import torch
 from npu_simulator.wheel import Sources, fetch
+from running import TINY, as_flags
 
 ROOT = Path(__file__).parent.parent
 ACCELERATOR = ROOT / "inception_v4" / "accelerator"
@@ -228,15 +229,15 @@ def command(folder: Path, *arguments: object, module: bool = True, **settings: s
 
 @pytest.mark.parametrize("state", ["as it is", "fitting"])
 def test_torch_npu_without_cann_breaks_import_torch_but_not_the_commands(folders, state, tmp_path):
-    folder = folders[state]
+    folder, settings = folders[state], as_flags(TINY)
     control = command(folder, "-c", "import torch", module=False)
     assert control.returncode != 0 and "Failed to load the backend extension: torch_npu" in control.stderr
     for arguments in (
         ["--help"],
         ["env"],
         ["draw", tmp_path / "shape.png"],
-        ["train", "--smoke", "--max-steps", "1", "--device", "cpu", "--output-dir", tmp_path / "run"],
-        ["validate", "--ckpt-path", tmp_path / "run", "--device", "cpu"],
+        ["train", *settings, "--max-steps=1", f"--output-dir={tmp_path / 'run'}"],
+        ["validate", *settings, f"--ckpt-path={tmp_path / 'run'}"],
         ["predict", tmp_path / "shape.png", "--ckpt-path", tmp_path / "run"],
     ):
         done = command(folder, *arguments)

@@ -22,6 +22,9 @@ T = TypeVar("T")
 class DeviceError(ValueError):
     """A device, or a property of it, that was asked for and is not there. One line: what, why and the remedy."""
 
+    exit_code = 2
+    """Of the command line: a setting is wrong."""
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type where it has none."""

@@ -41,12 +41,13 @@ def package(name: str, folder: Path) -> types.ModuleType:
 def load_real() -> None:
     for name in [name for name in sys.modules if name.startswith(("torch_npu.optim", "torch_npu.npu.amp"))]:
         del sys.modules[name]
+    for name in ("_init", "_init/common"):
+        package("torch_npu." + name.replace("/", "."), REAL / name)
     utils = package("torch_npu.utils", REAL / "utils")
     combine = importlib.import_module("torch_npu.utils.combine_tensors")
     utils.npu_combine_tensors = combine.npu_combine_tensors  # type: ignore[attr-defined]
     utils.get_part_combined_tensor = combine.get_part_combined_tensor  # type: ignore[attr-defined]
     torch_npu.utils = utils
-    torch.optim.optimizer.required = getattr(torch.optim.optimizer, "required", object())  # type: ignore[attr-defined]
     optim = package("torch_npu.optim", REAL / "optim")
     for file, name in (("npu_fused_rmsprop_tf", "NpuFusedRMSpropTF"), ("npu_fused_sgd", "NpuFusedSGD")):
         setattr(optim, name, getattr(importlib.import_module(f"torch_npu.optim.{file}"), name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -212,7 +213,10 @@ def _outputs(options: dict[str, Any]) -> tuple[str | None, str]:
 
 def _print_validation(result: dict[str, Any], *, as_json: bool, per_class: bool) -> None:
     if as_json:
-        click.echo(json.dumps(result if per_class else {k: v for k, v in result.items() if k != "per_class"}))
+        shown = {k: v for k, v in result.items() if per_class or k != "per_class"}
+        # JSON has no NaN: a loss that is not a number is null.
+        shown |= {k: None for k, v in shown.items() if isinstance(v, float) and not math.isfinite(v)}
+        click.echo(json.dumps(shown))
         return
     speed = f", {result['images_per_second']:.1f} images/s" if "images_per_second" in result else ""
     click.echo(

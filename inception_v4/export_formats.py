@@ -172,6 +172,12 @@ def _tidy(model: Any, opset: int) -> None:
     for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
+    for node in graph.node:
+        # Newer than version 13, and without effect: no shape here has a zero in it.
+        kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
+        if len(kept) != len(node.attribute):
+            node.ClearField("attribute")
+            node.attribute.extend(kept)
     for port in (*graph.input, *graph.output):
         batch = port.type.tensor_type.shape.dim[0]
         if batch.dim_param:

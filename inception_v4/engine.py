@@ -144,7 +144,7 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
     clip_gradients(learner.model.parameters(), learner.clip_grad)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.zero_grad()  # to None, but for fused optimizers, which own the memory of the gradients
     learner.ema.update(learner.model)
     learner.step += 1
     return total

@@ -20,7 +20,7 @@ from inception_v4.engine import Evaluation, Learner, Precision, make_criterion
 from inception_v4.factory import PRETRAINED
 from inception_v4.metrics import Throughput
 from inception_v4.model import InceptionV4
-from inception_v4.optim import Ema, NoEma, build_optimizer
+from inception_v4.optim import Ema, NoEma, build_optimizer, canonical_name
 from inception_v4.runlog import RunLog, SilentLog, say
 from inception_v4.schedule import LearningRate
 from inception_v4.schema import Config
@@ -46,6 +46,7 @@ class Job:
     speed: Throughput = field(default_factory=Throughput)
     stopping: list[int] = field(default_factory=list)
     skipped: set[str] = field(default_factory=set)
+    profiler: Any = None
     pending_loss: Tensor | None = None  # sum over the steps since the last log line, on the device
     pending_steps: int = 0
 
@@ -199,8 +200,10 @@ def _learner(
     return Learner(
         model=network,
         compute=_callable_form(config, network, accelerator, world),
-        optimizer=build_optimizer(network, opt, lr),
-        scaler=accelerator.grad_scaler(precision.amp_dtype, training.loss_scale),
+        optimizer=build_optimizer(network, opt, lr, fused=_fused(config, accelerator)),
+        scaler=accelerator.grad_scaler(
+            precision.amp_dtype, training.loss_scale, fused_optimizer=training.fused_optimizer
+        ),
         rate=LearningRate(
             plan.scheduler, lr, steps_per_epoch, plan.epochs, plan.warmup_epochs, plan.warmup_lr * scale,
             plan.min_lr * scale, plan.decay_epochs, plan.decay_rate, plan.milestones, plan.lr_epoch_stair,
@@ -215,6 +218,18 @@ def _learner(
         seed=config.run.seed,
         rank=world.rank,
     )  # fmt: skip
+
+
+def _fused(config: Config, accelerator: Accelerator) -> Any | None:
+    """The vendor's optimizer class when it is asked for; asked for and absent is an error."""
+    if not config.training.fused_optimizer:
+        return None
+    fused = accelerator.fused_optimizer(canonical_name(config.optimizer.opt))
+    if fused is None:
+        raise ValueError(
+            f"fused_optimizer: {accelerator.type} has none for opt {config.optimizer.opt}: leave --fused-optimizer out"
+        )
+    return fused
 
 
 def _callable_form(config: Config, network: nn.Module, accelerator: Accelerator, world: World) -> nn.Module:

@@ -91,20 +91,28 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings, lr: float) -> torch.optim.Optimizer:
-    """The optimizer named in the settings.
+def canonical_name(opt: str) -> str:
+    """One name for the spellings of an optimizer."""
+    return OWN.get(opt.lower(), opt.lower())
+
+
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, lr: float, *, fused: Any | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer named in the settings; `fused` is a class to use in place of TensorFlow's RMSProp or SGD.
 
     Raises:
         ValueError: a name that neither this project nor timm's factory knows.
     """
-    name = OWN.get(settings.opt.lower(), settings.opt.lower())
+    name = canonical_name(settings.opt)
     groups = parameter_groups(model, settings)
     if name == "rmsproptf":
         eps = 1.0 if settings.opt_eps is None else settings.opt_eps
-        return RMSpropTF(groups, lr, alpha=settings.opt_alpha, eps=eps, momentum=settings.momentum)
+        rmsprop = fused or RMSpropTF
+        return rmsprop(groups, lr, alpha=settings.opt_alpha, eps=eps, momentum=settings.momentum)
     if name in ("momentum", "nesterov", "sgd"):
         # timm's `sgd` means Nesterov; torch's and MindSpore's mean plain momentum, and this project follows them.
-        return torch.optim.SGD(groups, lr, momentum=settings.momentum, nesterov=name == "nesterov")
+        return (fused or torch.optim.SGD)(groups, lr, momentum=settings.momentum, nesterov=name == "nesterov")
     if name == "adamw":
         betas = (settings.momentum, settings.opt_beta2)
         eps = 1e-8 if settings.opt_eps is None else settings.opt_eps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -48,7 +48,7 @@ def train(config: Config) -> dict[str, Any]:
     with session(accelerator) as world:
         job = prepare(config, accelerator, world)
         try:
-            with _catch_signals(job.stopping):
+            with _catch_signals(job.stopping), _profiler(job) as job.profiler:
                 run_epochs(job)
             return finish(job)
         finally:
@@ -152,6 +152,19 @@ def finish(job: Job) -> dict[str, Any]:
     return summary
 
 
+class NoProfiler:
+    """The off state."""
+
+    def step(self) -> None: ...
+
+
+def _profiler(job: Job) -> Any:
+    """A recording of a few of the first steps, in the run directory, by the main process where asked for."""
+    if job.config.run.profile and job.world.is_main:
+        return job.accelerator.profiler(str(job.folder / "profile"))
+    return nullcontext(NoProfiler())
+
+
 def stop_if_asked(job: Job, *, saved: bool = False) -> None:
     """After a signal in any process: save, and raise `Interrupted` in all of them."""
     if job.world.any(bool(job.stopping)):
@@ -169,6 +182,7 @@ def _after_step(job: Job, loss: Tensor, images: int) -> bool:
     job.pending_loss = loss if job.pending_loss is None else job.pending_loss + loss
     job.pending_steps += 1
     job.speed.update(images)
+    job.profiler.step()
     step = learner.step
     if step % run.log_interval == 0 or step == 1:
         _log_training(job)

@@ -83,6 +83,7 @@ def test_training_writes_what_the_cpu_writes(trained):
     assert all(map(math.isfinite, losses)) and len(set(losses)) == 4  # live runs, not constant ones
 
 
+@pytest.mark.slow
 def test_validation_and_prediction_say_what_the_cpu_says(trained, tmp_path):
     picture = str(tmp_path / "circle.png")
     run("draw", picture)

@@ -1,4 +1,4 @@
-"""Conversion of real-size weights: any to any, reports, optimizer state, speed and memory."""
+"""Conversion of weights at full size: any to any, reports, optimizer state, speed and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from inception_v4.optim import RMSpropTF, parameter_groups
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.schema import Optimizer
 from inception_v4.weights import FORMATS, WeightsError, WeightsInfo, mindcv, msckpt, read_weights, save_weights
-from inception_v4.weights.names import COUNTER
 
 INFO = WeightsInfo(class_names=tuple(f"class {i}" for i in range(1000)), preprocessing=Preprocessing(image_size=107))
 
@@ -47,9 +46,11 @@ def test_round_the_formats_and_back(folder):
         assert report.passed
         assert report.layouts[1] == layout
         assert said(report, "none missing, none unmatched")
-        if layout == "mindcv" and name == "a.ckpt":
-            assert said(report, "747 of 747 identical")
         source = folder / name
+        if name == "a.ckpt":
+            assert said(report, "747 of 747 identical")
+            assert equal(read_weights(source).state, state())
+            assert json.loads((folder / "a.ckpt.json").read_text())["preprocessing"]["image_size"] == 107
     final = read_weights(folder / "f.safetensors")
     assert final.info.class_names == INFO.class_names
     assert final.info.preprocessing == INFO.preprocessing
@@ -58,14 +59,6 @@ def test_round_the_formats_and_back(folder):
     assert torch.allclose(logits(model), logits(network()), atol=2e-5)
     for name, _ in chain:
         (folder / name).unlink()
-
-
-def test_there_and_back_is_bit_exact(folder):
-    convert_weights(folder / "net.safetensors", folder / "a.ckpt")
-    report = convert_weights(folder / "a.ckpt", folder / "b.safetensors")
-    assert report.layouts == ("mindcv", "torch")
-    assert equal(read_weights(folder / "b.safetensors").state, state())
-    assert json.loads((folder / "a.ckpt.json").read_text())["preprocessing"]["image_size"] == 107
 
 
 def test_outputs_are_compared_on_random_and_given_pictures(folder, tmp_path):
@@ -105,13 +98,11 @@ def test_background_class(folder, tmp_path):
     assert read_weights(tmp_path / "d.pth").info.num_classes == 1000
 
 
-@pytest.mark.parametrize("classes", [1000, 1001])
-def test_cadene_s_own_network_loads_the_result(folder, tmp_path, classes):
-    source = folder / ("net.safetensors" if classes == 1000 else "cadene.pth")
-    convert_weights(source, tmp_path / "a.pth", to="cadene")
-    peer = pretrainedmodels.inceptionv4(num_classes=classes, pretrained=None).eval()
+def test_cadene_s_own_network_loads_the_result(folder, tmp_path):
+    convert_weights(folder / "cadene.pth", tmp_path / "a.pth", to="cadene")
+    peer = pretrainedmodels.inceptionv4(num_classes=1001, pretrained=None).eval()
     peer.load_state_dict(torch.load(tmp_path / "a.pth", weights_only=True))
-    assert torch.allclose(logits(peer, 107), logits(network(classes), 107), atol=1e-5)
+    assert torch.allclose(logits(peer, 299), logits(network(1001), 299), atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("fp16", "Float16"), ("bf16", "BFloat16")])
@@ -120,10 +111,8 @@ def test_half_precision(folder, tmp_path, dtype, kind):
     assert report.passed
     assert said(report, "747 of 747 identical")
     assert {r.kind for r in msckpt.Checkpoint(tmp_path / "a.ckpt").records.values()} == {kind}
-    back = convert_weights(tmp_path / "a.ckpt", tmp_path / "b.safetensors", dtype="fp32")
-    assert back.passed
-    expected = state()["last_linear.weight"].to({"fp16": torch.half, "bf16": torch.bfloat16}[dtype]).float()
-    assert torch.equal(read_weights(tmp_path / "b.safetensors").state["last_linear.weight"], expected)
+    expected = state()["last_linear.weight"].to({"fp16": torch.half, "bf16": torch.bfloat16}[dtype])
+    assert torch.equal(read_weights(tmp_path / "a.ckpt").state["last_linear.weight"], expected)
 
 
 def test_read_only_destination_is_replaced_whole(folder, tmp_path):
@@ -248,10 +237,3 @@ def test_quick_and_lean(folder, names):
     print(f"{names[0]} -> {names[1]}: {seconds:.2f} s, peak {peak / size:.2f} times the file")
     assert seconds < 2
     assert peak < 2.5 * size
-
-
-def test_counters_are_said_only_where_something_is_lost(folder, tmp_path):
-    assert not said(convert_weights(folder / "net.safetensors", tmp_path / "a.ckpt", dtype="fp16"), COUNTER)
-    counted = state() | {f"features.0.bn.{COUNTER}": torch.tensor(9)}
-    torch.save(counted, tmp_path / "b.pth")
-    assert said(convert_weights(tmp_path / "b.pth", tmp_path / "b.ckpt", dtype="fp16"), "1 counters dropped")

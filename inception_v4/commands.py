@@ -182,6 +182,9 @@ def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: b
     """
     runtime = options.pop("runtime")
     outputs, labels = _outputs(options)
+    if outputs and dry_run:
+        click.echo(f"from_outputs: {outputs}\nlabels: {labels}")
+        return
     if outputs:
         from inception_v4.outputs import score_outputs
 

@@ -229,6 +229,9 @@ class Run(Section):
     output_dir: str | None = Field(None, description="run directory; default runs/<recipe>-<time>")
     resume: str | None = Field(None, description="auto (newest checkpoint of output_dir), or a checkpoint")
     val_interval: Positive = Field(1, description="epochs between validations")
+    val_start: Positive | None = Field(
+        None, description="the first epoch that is validated, counted from 1; default val_interval"
+    )
     log_interval: Positive = Field(10, description="steps between log lines")
     ckpt_interval: Positive = Field(1, description="epochs between checkpoints")
     ckpt_steps: Positive | None = Field(None, description="also a checkpoint every so many steps")

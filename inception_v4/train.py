@@ -19,7 +19,7 @@ from inception_v4.distributed import World, average_buffers, session
 from inception_v4.engine import Evaluation, Precision, evaluate, require_finite, train_one_epoch
 from inception_v4.job import Job, capture, prepare, weights_info
 from inception_v4.report import draw_curves
-from inception_v4.schema import Config
+from inception_v4.schema import Config, Run
 from inception_v4.sources import open_source
 from inception_v4.weights import save_weights
 
@@ -77,7 +77,7 @@ def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
 
 def run_epochs(job: Job) -> None:
     """Train, validate and save until the planned number of steps is done."""
-    learner, every = job.learner, job.config.run.val_interval
+    learner = job.learner
     accum = job.config.optimizer.accum_steps
     while learner.step < job.total_steps:
         epoch, position = divmod(learner.step, job.steps_per_epoch)
@@ -91,13 +91,19 @@ def run_epochs(job: Job) -> None:
         if learner.step % job.steps_per_epoch == 0 or finished:
             # Statistics are averaged even where no validation follows: all processes go on from one network.
             average_buffers(learner.model, job.world)
-            if (epoch + 1) % every == 0 or finished:
+            if finished or is_validated(job.config.run, epoch):
                 validate_epoch(job, epoch)
             saved = (epoch + 1) % job.config.run.ckpt_interval == 0 or finished
             if saved:
                 save(job)
             if not finished:
                 stop_if_asked(job, saved=saved)
+
+
+def is_validated(run: Run, epoch: int) -> bool:
+    """Whether an epoch (from 0) is one of those that val_start and val_interval choose."""
+    since = epoch + 1 - (run.val_start or run.val_interval)
+    return since >= 0 and since % run.val_interval == 0
 
 
 def validate_epoch(job: Job, epoch: int) -> None:

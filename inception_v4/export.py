@@ -84,16 +84,26 @@ def export_model(source: str | Path, output: str | Path, target: Target | None =
     return report
 
 
-def atc_line(source: str, output: str | Path, target: Target) -> str:
-    """The command line of ATC that an export to `om` would run."""
+def intention(source: str, output: str | Path, target: Target) -> str:
+    """What an export would do, for people: the command line of ATC for `om`, else a line of what was asked for.
+
+    Raises:
+        ExportError: as `export_model`, for what the options alone show.
+    """
     output = Path(output)
     row = _row(target, output)
-    if row is not FORMATS["om"]:
-        raise ExportError(f"only the format om has a command to show, not {target.format or output.suffix}")
-    row.needs(target)
-    assert target.om is not None
-    size = target.image_size or read_weights(source).info.preprocessing.image_size
-    return shlex.join(atc_for(output, target.om, size))
+    if row is FORMATS["om"]:
+        row.needs(target)
+        assert target.om is not None
+        size = target.image_size or read_weights(source).info.preprocessing.image_size
+        return shlex.join(atc_for(output, target.om, size))
+    name = next(name for name, known in FORMATS.items() if known is row)
+    asked = {
+        "image_size": target.image_size, "num_classes": target.num_classes, "batch_size": target.batch_size,
+        "preprocess": target.preprocess or None, "softmax": target.softmax or None,
+    }  # fmt: skip
+    said = ", ".join(f"{setting} {value}" for setting, value in asked.items() if value is not None)
+    return f"{source} -> {output}: format {name}, {said or 'everything else as the weights have it'}"
 
 
 def _row(target: Target, output: Path) -> Format:

@@ -42,7 +42,7 @@ def modelzoo_options(function: Any) -> Any:
 @click.option("--aipp", is_flag=True, help="om: take uint8 RGB pictures and normalise them on the chip.")
 @click.option("--precision-mode", type=click.Choice(PRECISION_MODES), help="om: default force_fp16 on Ascend310*, "
               "else must_keep_origin_dtype.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="om: print the command line of ATC and stop.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done (om: the command line of ATC) and stop.")
 @click.option("--no-check", is_flag=True, help="Do not compare the file with the network in PyTorch.")
 @click.option("-c", "--config", "--config-path", "config_file", hidden=True)
 @modelzoo_options
@@ -69,7 +69,7 @@ def export(source: str | None, output: str | None, dry_run: bool, **options: Any
 
     target = _target(options)
     if dry_run:
-        click.echo(module.atc_line(source, output, target))
+        click.echo(module.intention(source, output, target))
         return 0
     report = module.export_model(source, output, target)
     for line in report.lines():

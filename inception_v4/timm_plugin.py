@@ -1,26 +1,43 @@
-"""The network in timm: `import inception_v4.timm_plugin`, then `timm.create_model("inception_v4_plus")`.
+"""The network in timm: `import inception_v4.timm_plugin`, then `timm.create_model("inception_v4_joined")`.
 
-The parameter names and the published weights are those of timm's own `inception_v4`; what comes on top is gradient
-checkpointing, TF-Slim's and MindCV's initialisation, BatchNorm settings, and `inception_v4.fuse` for inference.
-timm's scripts import it when told to: `python train.py --device-modules inception_v4.timm_plugin --model
-inception_v4_plus ...`.
+The parameter names and the published weights are those of timm's own `inception_v4`. What comes on top: evaluation
+runs the convolutions that `inception_v4.fuse` has joined, and there are gradient checkpointing, TF-Slim's and MindCV's
+initialisation and BatchNorm settings. timm's train.py imports it when told to: `python train.py --device-modules
+inception_v4.timm_plugin --model inception_v4_joined ...`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import operator
+from typing import Any, NamedTuple
 
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
 
+from inception_v4.fusion import fuse
 from inception_v4.model import InceptionV4
 from inception_v4.preprocessing import INCEPTION_MEAN, INCEPTION_STD
 
-__all__ = ["TimmInceptionV4", "inception_v4_plus"]
+__all__ = ["JoinedInceptionV4", "inception_v4_joined"]
 
 
-class TimmInceptionV4(InceptionV4):
-    """`InceptionV4` with timm's argument names and the few methods that only timm calls.
+class _Joined(NamedTuple):
+    """Fused blocks, and the tensors they were made of with the number of changes each had seen by then."""
+
+    blocks: nn.Module
+    tensors: list[Tensor]
+    changes: list[int]
+
+
+class JoinedInceptionV4(InceptionV4):
+    """`InceptionV4` that evaluates with joined convolutions, with the arguments and methods that timm expects.
+
+    In `eval()` and without gradients, a fused copy of the blocks (see `inception_v4.fuse`; as much memory again) gives
+    the same outputs in less time. It is made when first needed, and anew when a weight has changed: by an optimizer,
+    a moving average, `load_state_dict`, `to`, `half`. Only writing through `tensor.data` cannot be noticed: call
+    `eval()` afterwards. Everything else is the plain network: training, gradients, saved weights, hooks on blocks,
+    `torch.compile`, `torch.export` and feature maps.
 
     Raises:
         ValueError: an `output_stride` other than 32, the only one this network has.
@@ -39,9 +56,42 @@ class TimmInceptionV4(InceptionV4):
     ) -> None:
         if output_stride != 32:
             raise ValueError(f"output_stride {output_stride} is not offered: Inception-v4 has 32")
+        self._joined: _Joined | None = None
         super().__init__(num_classes, in_chans, drop_rate, **options)
         self.in_chans = in_chans
         self.to(device=device, dtype=dtype)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        if not self._may_join(x):
+            return super().forward_features(x)
+        tensors = [*self.features.parameters(), *self.features.buffers()]
+        if any(tensor.is_inference() for tensor in tensors):  # these do not count their changes
+            return super().forward_features(x)
+        changes = [tensor._version for tensor in tensors]
+        joined = self._joined
+        if joined is None or joined.changes != changes or any(map(operator.is_not, joined.tensors, tensors)):
+            self._joined = None  # the copy to come is of the network alone
+            joined = self._joined = _Joined(fuse(self).features, tensors, changes)
+        return joined.blocks(x)
+
+    def _may_join(self, x: Tensor) -> bool:
+        """Whether only the outputs matter: not gradients, hooks or a graph of the blocks."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or type(x) is not Tensor:
+            return False
+        return not any(
+            module.training or module._forward_hooks or module._forward_pre_hooks for module in self.features.modules()
+        )
+
+    def train(self, mode: bool = True) -> JoinedInceptionV4:
+        self._joined = None
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **options: Any) -> JoinedInceptionV4:
+        self._joined = None  # `to` and the like exchange what a tensor holds without counting it as a change
+        return super()._apply(*args, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_joined": None}  # copies and files are of the network
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
@@ -57,12 +107,12 @@ def _settings(**more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-default_cfgs = generate_default_cfgs({"inception_v4_plus.tf_in1k": _settings(hf_hub_id="timm/inception_v4.tf_in1k")})
+default_cfgs = generate_default_cfgs({"inception_v4_joined.tf_in1k": _settings(hf_hub_id="timm/inception_v4.tf_in1k")})
 
 
 @register_model
-def inception_v4_plus(pretrained: bool = False, **options: Any) -> InceptionV4:
+def inception_v4_joined(pretrained: bool = False, **options: Any) -> InceptionV4:
     """Inception-v4 with the options of `inception_v4.InceptionV4` (init, bn_momentum, bn_eps) beside timm's own."""
     return build_model_with_cfg(
-        TimmInceptionV4, "inception_v4_plus", pretrained, feature_cfg={"flatten_sequential": True}, **options
+        JoinedInceptionV4, "inception_v4_joined", pretrained, feature_cfg={"flatten_sequential": True}, **options
     )

@@ -47,14 +47,45 @@ def words(line: str) -> list[str]:
 @pytest.mark.parametrize("line", lines())
 def test_every_line_runs(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = words(line)
-    assert arguments[0] in ("train", "validate")
     assert run([*arguments, "--dry-run"]) == 0, capsys.readouterr().err
     shown = capsys.readouterr()
+    if "--from-outputs" in arguments:
+        assert yaml.safe_load(shown.out) == {"from_outputs": "result_Files", "labels": "ANN_FILE"}
+        return
+    if arguments[0] == "export":
+        file = "inceptionv4." + next(form for form in ("mindir", "onnx", "om") if form in line.lower())
+        assert Path(file).stem in shown.out and ("atc --framework=5" if ".om" in file else f" -> {file}: ") in shown.out
+        return
     sections = yaml.safe_load(shown.out)
     config = build_config({name: value for section in sections.values() for name, value in section.items()})
     assert config.network.model == "inception_v4"
     foreign = "_config" in line or "inception_v4_ascend" in line or "args.yaml" in line
     assert foreign == ("read as a recipe of" in shown.err)
+
+
+JOBS = {
+    "seeds' commands": (
+        "tools/train.py --model=inception_v4 --pretrained --opt=momentum --lr=0.001 dataset=cifar10 --num_classes=10 "
+        "--dataset_download",
+        "tools/validate.py --model=inception_v4 --dataset=imagenet --val_split=val --pretrained",
+        "tools/validate.py --model=inception_v4 --dataset=imagenet --val_split=val --ckpt_path='./ckpt/",
+        "torchrun --nproc-per-node 8 tools/train.py --config configs/inceptionv4/inception_v4_ascend.yaml --data_dir",
+        "tools/train.py --config configs/inceptionv4/inception_v4_ascend.yaml --data_dir /path/to/dataset --distribute",
+        "tools/validate.py -c configs/inceptionv4/inception_v4_ascend.yaml --data_dir /path/to/imagenet --ckpt_path",
+    ),
+    "ModelZoo's scripts": (
+        "run_distribute_train_ascend.sh", "run_standalone_train_ascend.sh", "run_distribute_train_gpu.sh",
+        "run_standalone_train_gpu.sh", "run_standalone_train_cpu.sh", "run_eval_ascend.sh", "run_eval_gpu.sh",
+        "run_eval_cpu.sh", "run_onnx_eval.sh", "run_infer_310.sh", "run_infer_cpp.sh", "docker_start.sh",
+        "eval_onnx.py", "export.py --config_path", "eval.py --config_path", "train.py --config_path",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("job", [job for jobs in JOBS.values() for job in jobs])
+def test_every_job_has_its_line(job: str) -> None:
+    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| ")]
+    assert any(job in row for row in rows)
 
 
 def test_a_wrong_line_would_be_noticed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from test_export import quick_onnx, run
 
 from inception_v4.ascend_om import OmTarget, aipp_config
 from inception_v4.augment import DeviceTransform
-from inception_v4.export import Target, atc_line
+from inception_v4.export import Target, intention
 from inception_v4.preprocessing import INCEPTION_MEAN, Preprocessing
 
 __all__ = ["folder", "quick_onnx"]
@@ -90,7 +90,7 @@ def test_dry_run_prints_the_command_and_writes_nothing(folder: Path, tmp_path: P
     assert "--input_shape=image:1,3,299,299" in command and f"--insert_op_conf={tmp_path / 'x.aipp.cfg'}" in command
     assert not list(tmp_path.iterdir())
     other = Target(om=OmTarget("Ascend910B3"), format="om")
-    assert "--precision_mode=must_keep_origin_dtype" in atc_line(str(weights_file(folder)), "x.om", other)
+    assert "--precision_mode=must_keep_origin_dtype" in intention(str(weights_file(folder)), "x.om", other)
 
 
 def test_without_atc_the_rest_is_usable(folder: Path, quick_onnx, tmp_path: Path, capsys, monkeypatch) -> None:

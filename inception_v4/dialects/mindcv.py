@@ -79,7 +79,9 @@ RULES: dict[str, Rule] = {
     "mode": Ignored("PyTorch runs eagerly; `compile` is the nearest thing to graph mode"),
     "distribute": Launched(),
     "val_while_train": Together("false: `val_interval` becomes the whole run, so that only its end is validated"),
-    "val_interval": Same("validated after epochs n, 2n, ... and the last; MindCV does after 1, n+1, ...", quiet=(1,)),
+    "val_interval": Same(
+        "in a recipe: after epochs 1, n+1, ... as in MindCV (`val_start` 1), and after the last", quiet=(1,)
+    ),
     "log_interval": Same(),
     "seed": Same(),
     "device_target": Together("`device`: Ascend -> npu, GPU -> cuda, CPU -> cpu"),
@@ -223,6 +225,8 @@ def implied(view: View) -> Outcome:
             "bn_momentum 0.0003 is MindCV's 0.9997: its statistics need some 10 000 steps; "
             "for a shorter run or a fine-tune give --bn_momentum 0.1"
         )
+    if view.get("val_interval") not in (None, 1):
+        settings["val_start"] = 1
     if is_cifar(view):
         cifar = {"train_crop": "pad", "crop_pct": 1.0, "hflip": 0.5, "color_jitter": 0.0, "interpolation": "bilinear"}
         return settings | cifar | CIFAR, notices

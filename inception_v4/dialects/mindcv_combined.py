@@ -10,7 +10,7 @@ def end_only(view: View) -> Outcome:
         return NOTHING
     epochs = view.get("epochs") if view.level("epochs") > view.level("epoch_size") else view.get("epoch_size")
     notice = "val_while_train=False: validated once, after the last epoch; give --val_interval 1 for every epoch"
-    return {"val_interval": epochs or 1}, [notice]
+    return {"val_interval": epochs or 1, "val_start": None}, [notice]
 
 
 def nesterov(view: View) -> Outcome:

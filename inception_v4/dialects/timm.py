@@ -81,7 +81,7 @@ RULES: dict[str, Rule] = {
     "validation_batch_size": Renamed("val_batch_size"),
     "workers": Same(),
     # network
-    "model": Valued("model", {"inception_v4.tf_in1k": "inception_v4", "inception_v4_plus": "inception_v4",
+    "model": Valued("model", {"inception_v4.tf_in1k": "inception_v4", "inception_v4_joined": "inception_v4",
                               "timm/inception_v4.tf_in1k": "inception_v4"}),
     "pretrained": Same(),
     "pretrained_path": WhenGiven("ckpt_path"),

@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": "Name what is on pictures.",
     "export": "Write the network for ONNX Runtime, OpenVINO, PyTorch, MindSpore or Ascend chips.",
     "convert": "Carry weights between PyTorch, timm, Cadene, MindCV and the ModelZoo.",
+    "benchmark": "Time the network beside other programs', and the loader.",
     "env": "Versions, devices and what works here.",
     "draw": "Draw a new picture of a shape, to try `predict` on.",
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,13 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
+from inception_v4.benchmark_command import benchmark as benchmark
 from inception_v4.cli import CONTEXT
 from inception_v4.config import leaf_fields, load_config, to_yaml
-from inception_v4.dialects import FLAGS, SWITCHES, translate
+from inception_v4.dialects import FLAGS, NO_EFFECT, SWITCHES, translate
 from inception_v4.export_command import export as export
 from inception_v4.schema import Config
+from inception_v4.tables import print_table
 
 VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
 
@@ -188,8 +189,9 @@ def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: b
     if outputs:
         from inception_v4.outputs import score_outputs
 
+        idle = [*(["runtime"] if runtime else []), *_given(options)]
         result, remarks = score_outputs(outputs, labels)
-        _say(remarks)
+        _say([*([f"{', '.join(idle)}{NO_EFFECT}the outputs are scored as they are"] if idle else []), *remarks])
         _print_validation(result, as_json=as_json, per_class=per_class)
         return
     config = _resolve(config_file, options)
@@ -227,7 +229,7 @@ def _print_validation(result: dict[str, Any], *, as_json: bool, per_class: bool)
         f"({result['samples']} pictures{speed})"
     )
     if per_class:
-        _print_table(
+        print_table(
             ("class", "pictures", "top-1 %", "top-5 %"),
             [
                 (row["class"], str(row["samples"]), f"{row['top1']:.1f}", f"{row['top5']:.1f}")
@@ -276,7 +278,7 @@ def predict(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any
     elif as_csv:
         click.echo(module.to_csv(predictions), nl=False)
     else:
-        _print_table(("picture", "class", "%"), [row for p in predictions for row in module.table_rows(p)])
+        print_table(("picture", "class", "%"), [row for p in predictions for row in module.table_rows(p)])
 
 
 @click.command(context_settings=CONTEXT)
@@ -336,20 +338,6 @@ def draw(output: str, shape: str | None, seed: int, size: int) -> None:
     kind = shape or next((k for k in KINDS if k in stem), "circle")
     draw_shape(kind, seed, size).save(output)
     click.echo(f"{output}: a {kind}")
-
-
-def _print_table(header: Sequence[str], rows: list[Sequence[str]]) -> None:
-    """A table on a terminal, tab-separated values elsewhere."""
-    if not sys.stdout.isatty():
-        click.echo("\n".join("\t".join(row) for row in [header, *rows]))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*header)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 def _lines(value: Any, indent: int = 0) -> list[str]:

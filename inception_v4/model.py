@@ -165,7 +165,7 @@ POOLS = {
 """timm's names; "" keeps the feature map and is only for `num_classes=0`."""
 
 
-INITS = ("torch", "tf", "xavier")
+INITS = ("torch", "tf", "xavier", "shallow")
 
 
 class InceptionV4(nn.Module):
@@ -179,7 +179,9 @@ class InceptionV4(nn.Module):
         drop_rate: dropout before the classifier.
         init: one of `INITS`. "torch" is PyTorch's default; "tf" is TF-Slim's: convolutions with He's variance
             2 / fan-in from a normal truncated at two deviations, the classifier Glorot uniform with bias 0;
-            "xavier" is MindCV's: convolutions Glorot uniform, the classifier as in PyTorch.
+            "xavier" is MindCV's: convolutions Glorot uniform, the classifier as in PyTorch; "shallow" is PyTorch's
+            with scale 0.1 in the last BatchNorm of every deep branch, much as residual networks start (Goyal et al.
+            2017): some 25 layers in a row instead of 75 carry most of the signal, and learn several times faster.
         bn_eps, bn_momentum: of every BatchNorm; momentum in PyTorch's meaning, the weight of the new batch.
         global_pool: one of `POOLS`.
 
@@ -234,6 +236,8 @@ class InceptionV4(nn.Module):
                 module.eps, module.momentum = bn_eps, bn_momentum
             elif isinstance(module, nn.Conv2d):
                 _initialise(module, init)
+        if init == "shallow":
+            _quieten_deep_branches(self.features)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
 
@@ -363,6 +367,18 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, (momentum, counter) in zip(norms, saved, strict=True):
             norm.momentum, norm.num_batches_tracked = momentum, counter
+
+
+@torch.no_grad()
+def _quieten_deep_branches(blocks: nn.Sequential) -> None:
+    """Every block keeps its shortest branches. Not scale 0: behind it ReLU would stop the gradient for good."""
+    for block in blocks:
+        ends = [getattr(block, name, None) for name in ("branch1", "branch2")]
+        if isinstance(block, InceptionC):
+            ends = [[getattr(block, f"branch{name}")] for name in ("1_1a", "1_1b", "2_3a", "2_3b")]
+        for branch in ends:
+            if branch is not None and not isinstance(branch, nn.MaxPool2d):
+                nn.init.constant_(branch[-1].bn.weight, 0.1)
 
 
 @torch.no_grad()

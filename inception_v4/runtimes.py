@@ -18,6 +18,7 @@ from inception_v4.accelerator import Accelerator, select
 from inception_v4.augment import DeviceTransform
 from inception_v4.engine import Precision
 from inception_v4.factory import open_model
+from inception_v4.fusion import fuse
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.sessions import RUNTIMES, ExportedFileError, Session
 from inception_v4.weights import WeightsError, WeightsInfo
@@ -162,7 +163,7 @@ def open_network(
     if runtime == TORCH:
         opened = open_model(source, num_classes=num_classes)
         layout = accelerator.memory_format(channels_last)
-        model = opened.model.to(accelerator.device).to(memory_format=layout)
+        model = fuse(opened.model).to(accelerator.device).to(memory_format=layout)
         return Network(model, opened.info, accelerator, accelerator.describe(), opened.messages, layout=layout)
     path = Path(source)
     if not path.is_file():

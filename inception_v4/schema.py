@@ -74,6 +74,9 @@ class Data(Section):
     batch_size: Positive = Field(32, description="images per device")
     val_batch_size: Positive | None = Field(None, description="images per device in validation; default batch_size")
     workers: Annotated[int, Field(ge=0)] | None = Field(None, description="loader processes; default: by CPU count")
+    scaled_decoding: bool = Field(
+        True, description="training: decode a large JPEG at 1/2, 1/4 or 1/8 where the crop keeps the input's pixels"
+    )
     shuffle: bool = Field(True, description="new order of the training pictures in each epoch")
     drop_last: bool = Field(True, description="leave out the incomplete last batch of a training epoch")
     on_corrupt: Literal["error", "skip"] = Field("error", description="an unreadable picture: stop, or skip and count")
@@ -131,7 +134,9 @@ class Network(Section):
     model: Literal["inception_v4"] = Field("inception_v4", description="the one network of this project")
     in_channels: Positive = Field(3, description="input channels")
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="dropout before the classifier")
-    init: Literal["torch", "tf", "xavier"] = Field("tf", description="initialisation; tf: truncated normal")
+    init: Literal["torch", "tf", "xavier", "shallow"] = Field(
+        "tf", description="initialisation; tf: truncated normal, shallow: deep branches start quiet"
+    )
     bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="torch's meaning: weight of the new batch"
     )

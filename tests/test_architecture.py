@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "inception_v4"
 
 LAYERS = (
-    {"preprocessing"},
+    {"preprocessing", "jpeg"},
     {
         "model",
         "accelerator",
@@ -26,18 +26,20 @@ LAYERS = (
         "folders",
         "matfile",
         "defaults",
+        "tables",
         "sessions",
         "mindir_worker",
     },
-    {"dialects", "fusion", "distributed", "checkpoint", "cifar", "imagenet", "ascend_om"},
-    {"config", "weights", "optim", "runlog", "augment", "sources", "timm_plugin"},
+    {"dialects", "fusion", "distributed", "checkpoint", "cifar", "imagenet", "ascend_om", "crops"},
+    {"config", "weights", "optim", "runlog", "augment", "sources", "order", "timm_plugin"},
     {"data", "factory", "report", "mindir"},
-    {"engine"},
+    {"engine", "quantization", "bench_data"},
     {"runtimes"},
     {"job", "validate", "predict", "convert", "export_formats"},
-    {"train", "export", "outputs"},
+    {"train", "export", "outputs", "contestants"},
+    {"benchmark"},
     {"cli"},
-    {"export_command"},
+    {"export_command", "benchmark_command"},
     {"commands"},
     {"__main__"},
 )

@@ -64,6 +64,12 @@ def difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / (b - b.mean(0)).norm()).item()
 
 
+def assert_same_gradients(model: nn.Module, reference: nn.Module) -> None:
+    for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None and b.grad.norm() > 0, name
+        assert (a.grad - b.grad).norm() <= BOUND * b.grad.norm(), name
+
+
 def test_the_weights_have_the_names_order_and_shapes_of_both_peers() -> None:
     with torch.device("meta"):
         model = InceptionV4()
@@ -74,27 +80,22 @@ def test_the_weights_have_the_names_order_and_shapes_of_both_peers() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == 42_679_816
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_logits_and_gradients_equal_the_peers(name: str) -> None:
-    reference = copy.deepcopy(peer(name))
-    model = ours(name)
-    weight = torch.linspace(-1, 1, 1000, dtype=torch.float64)
-    results = []
-    for network in (model, reference):
-        x = images(2, 107, 107).requires_grad_()
-        logits = network(x)
-        (logits @ weight).square().sum().backward()
-        results.append([logits.detach(), x.grad, *(p.grad for p in network.parameters())])
-    for a, b in zip(*results, strict=True):
-        assert b.norm() > 0
-        assert (a - b).norm() <= BOUND * b.norm()
-    assert difference(results[0][0], results[1][0]) < BOUND
-
-
-def test_a_rectangle_equals_timm() -> None:
-    x = images(2, 75, 90)
+@pytest.mark.parametrize(("height", "width"), [(75, 75), (75, 90)])
+def test_logits_equal_timm(height: int, width: int) -> None:
+    x = images(2, height, width)
     with torch.no_grad():
         assert difference(twin()(x), peer("timm")(x)) < BOUND
+
+
+def test_logits_and_gradients_equal_cadene() -> None:
+    model, reference = ours("cadene"), peer("cadene")
+    x = images(2, 107, 107)
+    logits = [network(x) for network in (model, reference)]
+    assert difference(*logits) < BOUND
+    for output in logits:
+        nn.functional.cross_entropy(output, torch.tensor([1, 2])).backward()
+    assert_same_gradients(model, reference)
+    reference.zero_grad()
 
 
 @pytest.mark.parametrize("wrong", ["eps", "count_include_pad"])
@@ -116,9 +117,7 @@ def test_a_training_step_equals_timm() -> None:
     for output in outputs:
         nn.functional.cross_entropy(output, torch.tensor([1, 2, 3])).backward()
     assert difference(*outputs) < BOUND
-    for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
-        assert a.grad is not None and b.grad is not None
-        assert (a.grad - b.grad).norm() <= BOUND * b.grad.norm(), name
+    assert_same_gradients(model, reference)
     changed = 0
     before = peer("timm").state_dict()
     for name, value in reference.state_dict().items():
@@ -186,13 +185,20 @@ def test_reset_classifier() -> None:
     assert torch.equal(model.forward_head(features), features.mean((2, 3)))
 
 
+def shallow(**settings: object) -> InceptionV4:
+    """One block of each kind, to train."""
+    model = ours(**settings).train()  # type: ignore[arg-type]
+    model.features = nn.Sequential(*(model.features[i] for i in (0, 1, 2, 3, 4, 5, 6, 10, 11, 18, 19)))
+    return model
+
+
 def step(model: InceptionV4, x: Tensor) -> None:
     torch.manual_seed(0)  # the same dropout
     model(x).square().sum().backward()
 
 
 def test_checkpointing_changes_no_bit_and_counts_each_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = ours(drop_rate=0.5).train()
+    plain = shallow(drop_rate=0.5)
     frugal, careless = copy.deepcopy(plain), copy.deepcopy(plain)
     runs = []
     frugal.features[6].register_forward_pre_hook(lambda *_: runs.append(1))
@@ -213,22 +219,19 @@ def test_checkpointing_changes_no_bit_and_counts_each_batch_once(monkeypatch: py
 
 
 def test_checkpointing_with_synchronised_batchnorm() -> None:
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(ours().train())
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(shallow())
     model.set_grad_checkpointing()
     step(model, images(2))
     assert int(model.features[0].bn.num_batches_tracked) == 1
 
 
 def test_checkpointing_under_compile_counts_each_batch_once() -> None:
-    plain = ours(drop_rate=0.0).train()
-    plain.features = plain.features[:8]  # the rest would take its time and show nothing new
+    plain = shallow()
     frugal = copy.deepcopy(plain)
     frugal.set_grad_checkpointing()
     plain.forward_features(images()).sum().backward()
     torch.compile(frugal.forward_features, fullgraph=True, backend="aot_eager")(images()).sum().backward()
-    for (name, a), b in zip(frugal.named_parameters(), plain.parameters(), strict=True):
-        if name.startswith("features"):
-            assert torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-9), name  # type: ignore[arg-type]
+    assert_same_gradients(frugal.features, plain.features)
     for (name, a), b in zip(frugal.named_buffers(), plain.buffers(), strict=True):
         assert torch.allclose(a, b, rtol=BOUND), name
 
@@ -272,6 +275,17 @@ def test_xavier_initialisation_is_mindcvs() -> None:
     head = model.last_linear
     assert head.weight.abs().max().item() == pytest.approx(1536**-0.5, rel=0.001)
     assert head.bias.abs().max().item() == pytest.approx(1536**-0.5, rel=0.05)
+
+
+def test_a_shallow_start_quietens_all_but_the_shortest_branches_and_lets_them_learn() -> None:
+    model = InceptionV4(2, init="shallow", drop_rate=0.0)
+    scales = {name: p for name, p in model.named_parameters() if name.endswith("bn.weight")}
+    quiet = {name for name, p in scales.items() if torch.equal(p, torch.full_like(p, 0.1))}
+    # Two deep branches in each A and B, four ends in each C, one in the stem and in each reduction.
+    assert len(quiet) == 2 * 4 + 2 * 7 + 4 * 3 + 3
+    assert {"features.4.branch1.3.bn.weight", "features.21.branch2_3b.bn.weight"} <= quiet
+    nn.functional.cross_entropy(model(torch.randn(4, 3, 75, 75)), torch.tensor([0, 1, 0, 1])).backward()
+    assert all(p.grad.any() for p in model.parameters())
 
 
 def test_settings_reach_the_layers() -> None:

@@ -223,6 +223,14 @@ class Accelerator:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
+    def used_memory(self) -> int | None:
+        """Bytes in use now: of the device, by tensors; on the CPU by the process. None where nobody counts."""
+        statm = "/proc/self/statm"
+        if self.type != "cpu" or not os.path.exists(statm):
+            return None
+        with open(statm) as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
     def peak_memory(self) -> int | None:
         """Most bytes of device memory in use since the last reset; None where nobody counts (cpu, mps)."""
         return None
@@ -262,10 +270,29 @@ class Accelerator:
         """The vendor's fused form of the optimizer `name` (as in the settings), a class; None where there is none."""
         return None
 
+    def compile_problem(self) -> str | None:
+        """What `torch.compile` lacks here, and the remedy; None where it has all it needs. On the CPU: a compiler."""
+        if any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl")):
+            return None
+        return "there is no C++ compiler on PATH: install g++"
+
     @property
     def can_compile(self) -> bool:
-        """Whether `torch.compile` has what it needs; on the CPU, a C++ compiler."""
-        return any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+        """Whether `compile` works."""
+        return self.compile_problem() is None
+
+    def compile(self, network: torch.nn.Module) -> Any:
+        """`network` through `torch.compile`.
+
+        Raises:
+            DeviceError: the device has no compiler. torch itself would find out at the first step, in many lines.
+        """
+        import torch
+
+        problem = self.compile_problem()
+        if problem:
+            raise DeviceError(f"compile is impossible on this {self.label}: {problem}, or leave --compile out")
+        return torch.compile(network)
 
     def profiler(self, directory: str) -> Any:
         """A context manager with `.step()` that leaves a TensorBoard trace of steps 2 to 4 (from 0) in `directory`."""

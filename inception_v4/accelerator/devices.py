@@ -37,6 +37,9 @@ class Indexed(Accelerator):
     def memory(self) -> int | None:
         return int(self.module.mem_get_info(self.device)[0])
 
+    def used_memory(self) -> int | None:
+        return self.module.memory_allocated()
+
     def peak_memory(self) -> int | None:
         return self.module.max_memory_allocated()
 
@@ -50,13 +53,11 @@ class Indexed(Accelerator):
     def multi_tensor(self) -> bool:
         return True
 
-    def process_group_options(self) -> dict[str, Any]:
-        return {"device_id": self.device}
-
-    @property
-    def can_compile(self) -> bool:
+    def compile_problem(self) -> str | None:
         """Inductor writes Triton kernels for GPUs."""
-        return importlib.util.find_spec("triton") is not None
+        if importlib.util.find_spec("triton") is not None:
+            return None
+        return "Triton is not installed: reinstall torch, whose wheels for this device bring it"
 
 
 class Cuda(Indexed):
@@ -99,6 +100,11 @@ class Cuda(Indexed):
             return "emulated" if self.module.is_bf16_supported() else "no"
         return "native"
 
+    def process_group_options(self) -> dict[str, Any]:
+        # For CUDA only. A bound device is every later group's too, and gloo's group for the host, which knows cpu and
+        # cuda, cannot be made with another. There the device is the one that `activate` has set.
+        return {"device_id": self.device}
+
     def profiler(self, directory: str) -> Any:
         from torch import profiler
 
@@ -129,9 +135,8 @@ class Mps(Accelerator):
     def ddp_options(self, *, fused_optimizer: bool = False) -> dict[str, Any]:
         raise DeviceError("mps is one device for one process: start without torchrun, or use the CPU")
 
-    @property
-    def can_compile(self) -> bool:
-        return False
+    def compile_problem(self) -> str | None:
+        return "torch's compiler for Metal is not finished: use another device"
 
 
 class Xpu(Indexed):

@@ -1,0 +1,291 @@
+"""Honest timings: contestants interleaved in one process, medians, spread, and whether their outputs agree."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inception_v4 import __version__
+from inception_v4.accelerator import Accelerator, select
+from inception_v4.contestants import DTYPES, FORMS, Entry, Pass, Setup
+from inception_v4.model import InceptionV4
+
+
+@dataclass(frozen=True)
+class Group:
+    """Contestants that are measured against each other; the first one is what the others are compared with."""
+
+    task: str
+    batch_size: int
+    image_size: int
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one contestant.
+
+    Attributes:
+        ms: milliseconds per pass, median of the rounds; low, high: quartiles.
+        images_per_second: from the median.
+        ratio: how many times faster than the first contestant of the group.
+        first_seconds: from nothing to the first result: building, exporting, compiling.
+        tflops: arithmetic done per second, 2 operations per multiplication and addition; a training step counts 3
+            forward passes.
+        difference: of the output from the first contestant's, relative to its norm.
+        memory: bytes, the peak of building and a pass above what was in use before; None where nobody counts.
+        error: why there are no figures.
+    """
+
+    task: str
+    batch_size: int
+    image_size: int
+    form: str
+    precision: str
+    ms: float | None = None
+    low: float | None = None
+    high: float | None = None
+    images_per_second: float | None = None
+    ratio: float | None = None
+    first_seconds: float | None = None
+    tflops: float | None = None
+    difference: float | None = None
+    memory: int | None = None
+    error: str | None = None
+
+
+class Options(NamedTuple):
+    """How long to measure.
+
+    Attributes:
+        repeats: rounds; in each every contestant runs once, in rotating order.
+        seconds: least time of a contestant's turn in a round.
+        memory: measure peak memory too; on the CPU that starts a process for each contestant.
+    """
+
+    repeats: int = 7
+    seconds: float = 0.3
+    memory: bool = False
+
+
+def run_groups(
+    groups: Sequence[Group], device: str, options: Options, say: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
+    """Measure every group; the result is plain values: `environment` and `rows`."""
+    accelerator = select(device)
+    accelerator.activate()
+    rows = []
+    for group in groups:
+        say(f"{group.task}, batch {group.batch_size}, {group.image_size} px: {len(group.entries)} contestants")
+        rows += measure(group, accelerator, options, say)
+    return {"environment": environment(accelerator), "rows": [asdict(row) for row in rows]}
+
+
+def measure(
+    group: Group, accelerator: Accelerator, options: Options, say: Callable[[str], None] = lambda line: None
+) -> list[Row]:
+    """One row per contestant of the group; a contestant that cannot run here has an `error`."""
+    setup = Setup(accelerator, task=group.task, batch_size=group.batch_size, image_size=group.image_size)
+    rows, passes, outputs = {}, {}, {}
+    try:
+        for entry in group.entries:
+            say(f"  preparing {entry.form} {entry.precision}")
+            row = Row(group.task, group.batch_size, group.image_size, entry.form, entry.precision)
+            try:
+                passes[entry], outputs[entry], rows[entry] = _prepare(setup, entry, row)
+            except Exception as error:
+                # A contestant may lack its package, its kernels or the memory: the others still run.
+                rows[entry] = replace(row, error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        say(f"  {options.repeats} rounds")
+        times = _interleave(accelerator, passes, options)
+    finally:
+        setup.close()
+    passes.clear()
+    gc.collect()
+    if options.memory and accelerator.type == "cpu":
+        rows = {e: r if r.error else replace(r, memory=_alone(group, e)) for e, r in rows.items()}
+    return _completed(group, rows, times, outputs)
+
+
+def _prepare(setup: Setup, entry: Entry, row: Row) -> tuple[Pass, Tensor, Row]:
+    """The contestant after some passes, its first output, and its row so far."""
+    accelerator = setup.accelerator
+    _set_mode(accelerator, entry)
+    gc.collect()
+    accelerator.reset_peak_memory()
+    before = accelerator.used_memory()
+    started = time.perf_counter()
+    run = FORMS[entry.form].build(setup, entry.precision)
+    output = run().detach().float().cpu().clone()
+    accelerator.synchronize()
+    seconds = time.perf_counter() - started
+    for _ in range(2):
+        run()
+    accelerator.synchronize()
+    peak = accelerator.peak_memory()
+    memory = None if peak is None or before is None else peak - before
+    return run, output, replace(row, first_seconds=seconds, memory=memory)
+
+
+def _set_mode(accelerator: Accelerator, entry: Entry) -> None:
+    accelerator.activate(tf32=entry.precision != "fp32")
+
+
+def _interleave(accelerator: Accelerator, passes: dict[Entry, Pass], options: Options) -> dict[Entry, list[float]]:
+    """Seconds per pass, for each round."""
+    times: dict[Entry, list[float]] = {entry: [] for entry in passes}
+    order = list(passes)
+    for number in range(options.repeats):
+        shift = number % max(1, len(order))
+        for entry in order[shift:] + order[:shift]:
+            _set_mode(accelerator, entry)
+            passes[entry]()  # caches and clocks are this contestant's again
+            accelerator.synchronize()
+            times[entry].append(_turn(accelerator, passes[entry], options.seconds))
+    return times
+
+
+def _turn(accelerator: Accelerator, run: Pass, least: float) -> float:
+    """Seconds per pass over at least `least` seconds."""
+    count, spent = 0, 0.0
+    while count == 0 or spent < least:
+        more = max(1, min(count, 64))
+        started = time.perf_counter()
+        for _ in range(more):
+            run()
+        accelerator.synchronize()
+        spent += time.perf_counter() - started
+        count += more
+    return spent / count
+
+
+def _completed(
+    group: Group, rows: dict[Entry, Row], times: dict[Entry, list[float]], outputs: dict[Entry, Tensor]
+) -> list[Row]:
+    flops = flops_per_image(group.image_size) * (3 if group.task == "train" else 1)
+    first = group.entries[0]
+    for entry, seconds in times.items():
+        median = statistics.median(seconds)
+        low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
+        rate = group.batch_size / median
+        ratio = statistics.median(times[first]) / median if first in times else None
+        difference = None
+        if first in outputs:
+            difference = float((outputs[entry] - outputs[first]).norm() / outputs[first].norm())
+        rows[entry] = replace(
+            rows[entry], ms=1e3 * median, low=1e3 * low, high=1e3 * high, images_per_second=rate, ratio=ratio,
+            tflops=rate * flops / 1e12, difference=difference,
+        )  # fmt: skip
+    return [rows[entry] for entry in group.entries]
+
+
+def flops_per_image(image_size: int) -> float:
+    """Of a forward pass, counted by torch: 24.6e9 at 299 px."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model, image = InceptionV4(), torch.empty(1, 3, image_size, image_size)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(image)
+    return float(counter.get_total_flops())
+
+
+def matrix_rate(accelerator: Accelerator, precision: str, size: int = 4096) -> float | None:
+    """TFLOP/s of a square matrix product, the ceiling of everything above; None where there is no such product."""
+    if precision == "int8":
+        return None
+    accelerator.activate(tf32=precision != "fp32")
+    a = torch.randn(size, size, device=accelerator.device).to(DTYPES[precision])
+    torch.mm(a, a)
+    accelerator.synchronize()
+    seconds = min(_turn(accelerator, lambda: torch.mm(a, a), 0.2) for _ in range(5))
+    return 2 * size**3 / seconds / 1e12
+
+
+def _alone(group: Group, entry: Entry) -> int | None:
+    """Peak memory of a contestant in a process of its own, beyond what torch itself takes."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_of, (replace(group, entries=(entry,)),))
+
+
+def _peak_of(group: Group) -> int | None:
+    resource = _resource()
+    if resource is None:
+        return None
+    accelerator = select("cpu")
+    setup = Setup(accelerator, task=group.task, batch_size=group.batch_size, image_size=group.image_size)
+    setup.network  # noqa: B018  the weights and pictures are everyone's
+    before = accelerator.used_memory()
+    run = FORMS[group.entries[0].form].build(setup, group.entries[0].precision)
+    run()
+    setup.close()
+    # Linux counts kilobytes, macOS bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return None if before is None else peak - before
+
+
+def _resource() -> Any | None:
+    """The module that knows a process's peak memory; Windows has none."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "device": accelerator.describe(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "platform": platform.platform(terse=True),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("torch", "timm", "onnxruntime", "openvino")},
+        "inception-v4": __version__,
+        "matrix_tflops": {
+            p: round(rate, 2) for p in ("fp32", "tf32", "bf16") if (rate := _rate_or_none(accelerator, p)) is not None
+        },
+    }  # fmt: skip
+
+
+def _rate_or_none(accelerator: Accelerator, precision: str) -> float | None:
+    if precision == "bf16" and accelerator.amp_support("bf16") != "native":
+        return None
+    if precision == "tf32" and accelerator.type == "cpu":
+        return None
+    return matrix_rate(accelerator, precision, 2048 if accelerator.type == "cpu" else 8192)
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def chosen(
+    forms: Iterable[str], precisions: Iterable[str], *, task: str, peers: Iterable[str] | None = None
+) -> tuple[Entry, ...]:
+    """Every form in every precision that exists for the task; of other programs only `peers`, unless None."""
+    wanted = None if peers is None else set(peers)
+    return tuple(
+        Entry(name, precision)
+        for precision in precisions
+        for name in forms
+        if task in FORMS[name].tasks and precision in FORMS[name].precisions
+        if not FORMS[name].peer or wanted is None or name.split()[0] in wanted
+    )

@@ -1,0 +1,184 @@
+"""The `benchmark` subcommand."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from inception_v4.accelerator import prepare_environment
+from inception_v4.cli import CONTEXT
+from inception_v4.tables import print_table
+
+PEERS = ("timm", "onnxruntime", "openvino")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
+
+
+class Part(NamedTuple):
+    """A task of a suite: each batch size is a group of contestants."""
+
+    task: str
+    batch_sizes: tuple[int, ...]
+    forms: tuple[str, ...]
+    precisions: tuple[str, ...]
+
+
+_TIMM = ("timm", "timm channels_last", "timm compiled")
+_OURS = ("plain", "fused", "fused compiled")
+
+SUITES: dict[str, tuple[Part, ...]] = {
+    "quick": (Part("infer", (1, 8), ("timm", "timm channels_last", "plain", "fused"), ("fp32", "bf16")),),
+    "cpu": (
+        Part(
+            "infer", (1, 8),
+            (*_TIMM, "onnxruntime", "openvino", *_OURS, "fused in onnxruntime", "fused in openvino"),
+            ("fp32", "bf16", "int8"),
+        ),
+        Part("train", (4,), ("timm", "timm channels_last", "plain"), ("fp32", "bf16")),
+    ),
+    "gpu": (
+        Part(
+            "infer", (32, 128, 512), (*_TIMM, "timm graphs", *_OURS, "fused graphs"), ("fp32", "tf32", "bf16", "fp16")
+        ),
+        Part("train", (32, 128, 256), (*_TIMM, "plain", "plain compiled"), ("tf32", "bf16", "fp16")),
+    ),
+    "memory": (Part("train", (32,), ("plain", "plain checkpointing"), ("bf16",)),),
+}  # fmt: skip
+"""What is measured by default, by the name of the suite."""
+
+
+@click.command(context_settings=CONTEXT)
+@click.option("--suite", default="quick", show_default=True, type=click.Choice(list(SUITES)), help="What to measure.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")
+@click.option("--task", type=click.Choice(["infer", "train"]), help="Only this part of the suite.")
+@click.option("--batch-size", multiple=True, type=click.IntRange(1), metavar="N", help="Instead of the suite's; may "
+              "be repeated.")  # fmt: skip
+@click.option("--image-size", default=299, show_default=True, type=click.IntRange(75), metavar="PX",
+              help="Side of the input.")  # fmt: skip
+@click.option("--precision", multiple=True, type=click.Choice(PRECISIONS), help="Only these; may be repeated.")
+@click.option("--form", multiple=True, metavar="NAME", help="Only these contestants, as tables name them (and the "
+              "first of the suite); may be repeated.")  # fmt: skip
+@click.option("--peer", multiple=True, type=click.Choice([*PEERS, "none"]), help="Only these other programs; default: "
+              "those of the suite.")  # fmt: skip
+@click.option("--repeats", default=7, show_default=True, type=click.IntRange(1), help="Rounds, interleaved.")
+@click.option("--memory", is_flag=True, help="Peak memory too; on the CPU in a process for each contestant.")
+@click.option("--data", metavar="DIR", help="Measure the loader on a folder of pictures, and nothing else.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="--data: loader processes.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures as JSON; `-` is stdout.")
+@click.option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
+def benchmark(suite: str, device: str, data: str | None, **options: Any) -> int:
+    """Time the network in its forms beside other programs', all in one interleaved run.
+
+    Every contestant has the same weights and pictures; the column `difference` compares its output with the first
+    one's. Medians over the rounds, the middle half of them as spread. Nothing else should run on the machine.
+
+    \b
+      inception-v4 benchmark                                       a minute or two: timm and this network
+      inception-v4 benchmark --suite cpu --markdown cpu.md         with ONNX Runtime and OpenVINO, float to int8
+      inception-v4 benchmark --suite gpu --json gpu.json           inference and training on an accelerator
+      inception-v4 benchmark --suite memory                        activation checkpointing
+      inception-v4 benchmark --data /imagenet/train                can the loader feed the device?
+    """
+    prepare_environment(device)
+    from inception_v4 import benchmark as module
+
+    say = _say if options["json_file"] != "-" else lambda line: click.echo(line, err=True)
+    if data is not None:
+        return _measure_data(data, options)
+    groups = _groups(suite, options)
+    timing = module.Options(repeats=options["repeats"], memory=options["memory"] or suite == "memory")
+    result = module.run_groups(groups, device, timing, say)
+    _deliver(result, options)
+    failed = [row for row in result["rows"] if row["error"] and row["form"].split()[0] not in PEERS]
+    return 1 if failed else 0
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _groups(suite: str, options: dict[str, Any]) -> list[Any]:
+    """The groups of a suite, narrowed by the options."""
+    from inception_v4.benchmark import Group, chosen
+    from inception_v4.contestants import FORMS
+
+    for name in options["form"]:
+        if name not in FORMS:
+            near = difflib.get_close_matches(name, FORMS, 1)
+            raise click.UsageError(f"--form {name!r} is none of {', '.join(FORMS)}" + (f": {near[0]!r}?" * bool(near)))
+    peers = [name for name in options["peer"] if name != "none"] if options["peer"] else None
+    groups = []
+    for part in SUITES[suite]:
+        if options["task"] not in (None, part.task):
+            continue
+        forms = list(options["form"]) or part.forms
+        precisions = options["precision"] or part.precisions
+        entries = chosen(forms, precisions, task=part.task, peers=peers)
+        groups += [
+            Group(part.task, size, options["image_size"], entries)
+            for size in options["batch_size"] or part.batch_sizes
+            if entries
+        ]
+    if not groups:
+        raise click.UsageError("nothing is left to measure: no contestant exists for these options together")
+    return groups
+
+
+def _deliver(result: dict[str, Any], options: dict[str, Any]) -> None:
+    if options["json_file"] == "-":
+        click.echo(json.dumps(result, indent=2))
+    else:
+        for name, value in result["environment"].items():
+            click.echo(f"{name}: {value}", err=True)
+        for header, rows in tables(result["rows"]):
+            print_table(header, rows)
+        if options["json_file"]:
+            Path(options["json_file"]).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if options["markdown"]:
+        Path(options["markdown"]).write_text(to_markdown(result), encoding="utf-8")
+
+
+HEADER = ("contestant", "precision", "ms", "spread %", "images/s", "x first", "first result s", "TFLOP/s",
+          "memory MB", "difference")  # fmt: skip
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
+    """A table for each group: header and cells."""
+    groups: dict[tuple[Any, ...], list[Sequence[str]]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["batch_size"], row["image_size"]), []).append(_cells(row))
+    return [((f"{task}, batch {size}, {side} px", *HEADER[1:]), cells) for (task, size, side), cells in groups.items()]
+
+
+def _cells(row: dict[str, Any]) -> Sequence[str]:
+    if row["error"]:
+        return (row["form"], row["precision"], row["error"], *[""] * (len(HEADER) - 3))
+    spread = 100 * (row["high"] - row["low"]) / row["ms"]
+    return (
+        row["form"], row["precision"], f"{row['ms']:.1f}", f"{spread:.1f}", f"{row['images_per_second']:.2f}",
+        _or_blank(row["ratio"], "{:.2f}"), f"{row['first_seconds']:.1f}", f"{row['tflops']:.2f}",
+        _or_blank(row["memory"] and row["memory"] / 1e6, "{:.0f}"), _or_blank(row["difference"], "{:.0e}"),
+    )  # fmt: skip
+
+
+def _or_blank(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The environment and the tables, for a document."""
+    known = {name: value for name, value in result["environment"].items() if value is not None}
+    text = "; ".join(f"{name}: {value}" for name, value in known.items()) + "\n"
+    for header, rows in tables(result["rows"]):
+        lines = [header, ["---"] * 2 + ["--:"] * (len(header) - 2), *rows]
+        text += "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return text
+
+
+def _measure_data(folder: str, options: dict[str, Any]) -> int:
+    raise click.UsageError(f"--data {folder}: not here yet, {sys.argv[0]}")

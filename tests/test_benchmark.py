@@ -1,0 +1,143 @@
+"""The benchmark: what it computes is checked, never how fast."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from running import run
+
+from inception_v4 import benchmark, contestants
+from inception_v4.accelerator import select
+from inception_v4.benchmark import Group, Options, Row, chosen, flops_per_image, measure
+from inception_v4.benchmark_command import SUITES, tables, to_markdown
+from inception_v4.contestants import FORMS, Entry, Form, Setup
+from inception_v4.sessions import RuntimeUnavailable
+
+FAST = Options(repeats=2, seconds=0.0)
+
+
+def group(*entries: Entry, task: str = "infer", batch_size: int = 2) -> Group:
+    return Group(task, batch_size, 75, entries)
+
+
+def test_contestants_are_timed_and_their_outputs_compared() -> None:
+    entries = [Entry("timm", "fp32"), Entry("plain", "fp32"), Entry("fused", "fp32"), Entry("fused", "bf16")]
+    rows = measure(group(*entries), select("cpu"), FAST)
+    assert [(row.form, row.precision) for row in rows] == [(e.form, e.precision) for e in entries]
+    assert [row.error for row in rows] == [None] * 4
+    assert all(0 < row.low <= row.ms <= row.high and row.first_seconds > row.ms / 1e3 for row in rows)
+    assert rows[0].ratio == 1.0 and rows[0].difference == 0.0
+    assert all(row.difference < 1e-4 for row in rows[1:3])
+    assert 1e-4 < rows[3].difference < 0.1, "bfloat16 is seen to be bfloat16"
+    assert rows[1].images_per_second == pytest.approx(2e3 / rows[1].ms)
+    assert rows[1].tflops == pytest.approx(rows[1].images_per_second * flops_per_image(75) / 1e12)
+
+
+def test_exported_files_of_both_kinds_compute_the_same() -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    entries = [Entry("timm", "fp32"), Entry("onnxruntime", "fp32"), Entry("fused in onnxruntime", "fp32")]
+    rows = measure(group(*entries), select("cpu"), FAST)
+    assert [row.error for row in rows] == [None] * 3
+    assert all(row.difference < 1e-4 for row in rows)
+
+
+def test_a_training_step_is_one_and_its_loss_is_timms() -> None:
+    entries = [Entry("timm", "fp32"), Entry("plain", "fp32"), Entry("plain checkpointing", "fp32")]
+    rows = measure(group(*entries, task="train", batch_size=8), select("cpu"), FAST)
+    assert [row.error for row in rows] == [None] * 3
+    assert all(row.difference < 1e-4 for row in rows), "before the first update the losses are equal"
+    assert rows[0].tflops == pytest.approx(3 * rows[0].images_per_second * flops_per_image(75) / 1e12)
+    setup = Setup(select("cpu"), task="train", batch_size=2, image_size=75)
+    step = FORMS["plain"].build(setup, "fp32")
+    assert len({float(step()) for _ in range(3)}) == 3, "the weights change"
+    setup.close()
+
+
+def test_what_is_not_installed_is_a_row_with_the_remedy_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str, *others: str) -> None:
+        raise RuntimeUnavailable(f"this needs {package}: pip install {package}")
+
+    monkeypatch.setattr(contestants, "require", missing)
+    rows = measure(group(Entry("timm", "fp32"), Entry("plain", "fp32")), select("cpu"), FAST)
+    assert "pip install timm" in rows[0].error and rows[0].ms is None
+    assert rows[1].error is None and rows[1].ms > 0 and rows[1].ratio is None
+    header, cells = tables([rows[0].__dict__, rows[1].__dict__])[0]
+    assert {len(row) for row in cells} == {len(header)}
+
+
+def test_rounds_are_interleaved_in_rotating_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def build(name: str):
+        def run_once() -> torch.Tensor:
+            calls.append(name)
+            return torch.ones(1)
+
+        return lambda setup, precision: run_once
+
+    for name in "abc":
+        monkeypatch.setitem(FORMS, name, Form(("infer",), ("fp32",), build(name)))
+    measure(group(*(Entry(name, "fp32") for name in "abc")), select("cpu"), Options(repeats=3, seconds=1e-9))
+    turns = calls[9:]  # three passes of each to warm up, then two calls to a turn
+    assert turns == list("aabbcc" + "bbccaa" + "ccaabb")
+
+
+def test_a_forward_pass_at_the_papers_size_has_24_6_billion_operations() -> None:
+    assert flops_per_image(299) == pytest.approx(24.6e9, rel=0.01)
+
+
+def test_memory_of_a_contestant_is_its_own() -> None:
+    if benchmark._resource() is None or select("cpu").used_memory() is None:
+        pytest.skip("this system does not count a process's memory")
+    peaks = [
+        benchmark._alone(group(task="train", batch_size=16), Entry(form, "fp32"))
+        for form in ("plain", "plain checkpointing")
+    ]
+    assert 300e6 < peaks[1] < peaks[0] < 8e9
+
+
+def test_every_suite_names_contestants_that_exist() -> None:
+    for parts in SUITES.values():
+        for part in parts:
+            entries = chosen(part.forms, part.precisions, task=part.task)
+            assert {entry.form for entry in entries} == set(part.forms)
+            assert entries[0].form == part.forms[0]
+
+
+def test_only_the_peers_that_were_asked_for() -> None:
+    forms = ("timm", "timm compiled", "openvino", "fused", "fused in openvino")
+    assert {e.form for e in chosen(forms, ["fp32"], task="infer", peers=["timm"])} == {*forms} - {"openvino"}
+    assert {e.form for e in chosen(forms, ["fp32"], task="infer", peers=[])} == {"fused", "fused in openvino"}
+
+
+def test_markdown_has_a_table_for_each_group() -> None:
+    figures = {"ms": 2.0, "low": 1.9, "high": 2.1, "images_per_second": 500.0, "first_seconds": 1.0, "tflops": 0.5}
+    rows = [Row("infer", size, 75, "plain", "fp32", ratio=None, **figures).__dict__ for size in (1, 8)]
+    text = to_markdown({"environment": {"device": "a box", "timm": None}, "rows": rows})
+    assert text.startswith("device: a box\n") and "timm" not in text
+    assert text.count("| --- | --- |") == 2 and "| plain | fp32 | 2.0 | 10.0 | 500.00 |  | 1.0 | 0.50 |  |  |" in text
+
+
+def test_the_command_prints_one_object(tmp_path) -> None:
+    words = "--batch-size 1 --image-size 75 --precision fp32 --form timm --form fused --repeats 1 --json -".split()
+    done = run("benchmark", *words, "--markdown", str(tmp_path / "table.md"))
+    result = json.loads(done.stdout)
+    assert [row["form"] for row in result["rows"]] == ["timm", "fused"]
+    assert result["environment"]["matrix_tflops"]["fp32"] > 0
+    assert "| fused | fp32 |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--form", "fusd"], "'fused'"),
+        (["--form", "fused", "--task", "train"], "nothing is left"),
+        (["--image-size", "74"], "75"),
+        (["--suite", "tpu"], "quick"),
+    ],
+)
+def test_wrong_options_are_refused(words: list[str], message: str) -> None:
+    assert message in run("benchmark", *words, expect=2).stderr

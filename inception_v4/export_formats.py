@@ -36,6 +36,8 @@ OPSETS = range(13, 24)
 class ExportError(ValueError):
     """An export that cannot be had; one line with the remedy."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Target:
@@ -109,8 +111,8 @@ class Deployed(nn.Module):
         if self.signature.preprocess:
             image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
         maps = self.network.forward_features(image)
-        # The mean as a pooling layer: as a reduction it is another operator in each version of ONNX.
-        logits = self.network.get_classifier()(F.avg_pool2d(maps, maps.shape[-2:]).flatten(1))
+        # Not a mean, nor flattened: those become operators that differ between versions of ONNX.
+        logits = self.network.get_classifier()(F.avg_pool2d(maps, maps.shape[-2:]).squeeze((2, 3)))
         return logits.softmax(1) if self.signature.softmax else logits
 
 
@@ -172,12 +174,6 @@ def _tidy(model: Any, opset: int) -> None:
     for item in (graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
-    for node in graph.node:
-        # Newer than version 13, and without effect: no shape here has a zero in it.
-        kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
-        if len(kept) != len(node.attribute):
-            node.ClearField("attribute")
-            node.attribute.extend(kept)
     for port in (*graph.input, *graph.output):
         batch = port.type.tensor_type.shape.dim[0]
         if batch.dim_param:

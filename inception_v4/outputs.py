@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from inception_v4.validate import suspicions
 from inception_v4.weights import WeightsInfo
 
 READERS: dict[str, Callable[[Path], np.ndarray]] = {
-    ".bin": lambda path: np.fromfile(path, "<f4"),
+    ".bin": lambda path: np.frombuffer(path.read_bytes(), "<f4"),
     ".npy": np.load,
     ".txt": np.loadtxt,
 }
@@ -64,6 +65,7 @@ def score_outputs(folder: str | Path, labels: str | Path) -> tuple[dict[str, Any
     files = output_files(Path(folder))
     by_picture = read_labels(Path(labels))
     pictures = [_picture(path, by_picture, labels) for path in files]
+    _check_single(files, pictures)
     rows = _read_rows(files)
     names = class_names_of(WeightsInfo(num_classes=rows.shape[1]))
     known = [_label(by_picture[name], names, rows.shape[1], labels) for name in pictures]
@@ -105,9 +107,12 @@ def read_labels(path: Path) -> dict[str, str]:
     """Label by picture, without folder and suffix.
 
     Raises:
-        OutputsError: a line without a label, or a picture with two.
+        OutputsError: no text, a line without a label, or a picture with two.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise OutputsError(f"{path} is no text in UTF-8: give the file of labels") from error
     if path.suffix == ".json":
         try:
             pairs = [(str(name), str(label)) for name, label in json.loads(text).items()]
@@ -143,13 +148,21 @@ def _picture(path: Path, labels: dict[str, str], source: str | Path) -> str:
     raise OutputsError(f"{path}: {source} has no label for {re.sub(r'_0$', '', path.stem)!r}")
 
 
+def _check_single(files: list[Path], pictures: list[str]) -> None:
+    """Refuses two outputs of one picture, which would count twice."""
+    first: dict[str, Path] = {}
+    for path, name in zip(files, pictures, strict=True):
+        if (other := first.setdefault(name, path)) is not path:
+            raise OutputsError(f"{other} and {path.name} are both of the picture {name!r}: keep one")
+
+
 def _read_rows(files: list[Path]) -> Tensor:
     """The outputs [N, K] of all files."""
     rows: list[np.ndarray] = []
     for path in files:
         try:
             row = np.asarray(READERS[path.suffix](path), dtype=np.float32).reshape(-1)
-        except (ValueError, OSError) as error:
+        except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:
             raise OutputsError(f"{path} cannot be read ({error}): it needs a picture's outputs") from error
         if len(row) != len(rows[0] if rows else row) or len(row) < 2:
             raise OutputsError(f"{path} holds {len(row)} numbers, {files[0].name} {len(rows[0]) if rows else 0}: "
@@ -163,6 +176,6 @@ def _read_rows(files: list[Path]) -> Tensor:
 def _label(text: str, names: tuple[str, ...] | None, classes: int, source: str | Path) -> int:
     if names and text in names:
         return names.index(text)
-    if not text.isdigit() or int(text) >= classes:
+    if not text.isdecimal() or int(text) >= classes:
         raise OutputsError(f"{source}: the label {text!r} is no class of the {classes} outputs, which count from 0")
     return int(text)

@@ -81,6 +81,8 @@ def _open_onnx(path: Path, device: str) -> Session:
     if provider not in session.get_providers():
         raise RuntimeUnavailable(f"onnxruntime cannot start its {provider}: mend its libraries, or use --device cpu")
     image, logits = session.get_inputs()[0], session.get_outputs()[0]
+    if image.type not in ("tensor(float)", "tensor(uint8)"):
+        raise ExportedFileError(f"{path} takes {image.type}: export it with a float32 input")
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(session.run([logits.name], {image.name: images.contiguous().numpy()})[0])

@@ -181,6 +181,8 @@ def test_forms_of_label_lines(tmp_path: Path, line: str) -> None:
         ("val.00000 3\nval.00001 10\n", b"", "'10' is no class of the 10 outputs"),
         ("val.00000 3\nval.00001 4\nz 1\n", b"12345678", "holds 2 numbers, val.00000_0.bin 10"),
         ("val.00000 3\nval.00001 4\nz 1\n", np.full(10, np.nan, "<f4").tobytes(), "NaN"),
+        ("val.00000 3\nval.00001 4\nz 1\n", bytes(42), r"z_0\.bin cannot be read"),
+        ("val.00000 3\nval.00001 \u00b2\n", b"", "is no class of the 10 outputs"),
     ],
 )
 def test_outputs_that_cannot_be_scored(tmp_path: Path, labels: str, extra: bytes, message: str) -> None:
@@ -190,6 +192,34 @@ def test_outputs_that_cannot_be_scored(tmp_path: Path, labels: str, extra: bytes
     (tmp_path / "l.txt").write_text(labels)
     with pytest.raises(OutputsError, match=message):
         score_outputs(tmp_path / "out", tmp_path / "l.txt")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"PK\x05\x06" + bytes(18), b"\x93NUMPY", b"text"])
+def test_damaged_arrays_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.npy").write_bytes(content)
+    (tmp_path / "l.txt").write_text("a 3\n")
+    with pytest.raises(OutputsError, match=r"a\.npy (cannot be read|holds)"):
+        score_outputs(tmp_path / "out", tmp_path / "l.txt")
+
+
+def test_two_outputs_of_one_picture_and_labels_that_are_no_text(tmp_path: Path) -> None:
+    write_outputs(tmp_path / "out", torch.randn(2, 10))
+    (tmp_path / "out" / "val.00001.bin").write_bytes((tmp_path / "out" / "val.00001_0.bin").read_bytes())
+    (tmp_path / "l.txt").write_text("val.00000 3\nval.00001 4\n")
+    with pytest.raises(OutputsError, match=r"val\.00001\.bin and val\.00001_0\.bin are both of the picture"):
+        score_outputs(tmp_path / "out", tmp_path / "l.txt")
+    (tmp_path / "l.txt").write_bytes(b"val.00000 \xff\n")
+    with pytest.raises(OutputsError, match="no text in UTF-8"):
+        score_outputs(tmp_path / "out", tmp_path / "l.txt")
+
+
+def test_settings_beside_scored_outputs_are_said_to_have_no_effect(tmp_path: Path, capsys) -> None:
+    write_outputs(tmp_path / "out", torch.randn(2, 10))
+    (tmp_path / "l.txt").write_text("val.00000 3\nval.00001 4\n")
+    words = ("validate", "--from-outputs", tmp_path / "out", "--labels", tmp_path / "l.txt", "--ckpt-path", "w.ckpt")
+    code, _, err = run(capsys, *words, "--runtime", "onnx")
+    assert code == 0 and "runtime, ckpt_path -> no effect: the outputs are scored as they are" in err
 
 
 def test_the_live_network_is_live() -> None:

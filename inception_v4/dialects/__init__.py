@@ -17,7 +17,7 @@ from inception_v4.dialects.shared import COMBINATIONS, SHARED
 from inception_v4.dialects.timm import TIMM
 from inception_v4.schema import Config
 
-__all__ = ["DIALECTS", "FLAGS", "SWITCHES", "Dialect", "DialectError", "recognise", "table", "translate"]
+__all__ = ["DIALECTS", "FLAGS", "NO_EFFECT", "SWITCHES", "Dialect", "DialectError", "recognise", "table", "translate"]
 
 DIALECTS = {"mindcv": MINDCV, "modelzoo": MODELZOO, "timm": TIMM}
 OURS = frozenset(Config().flat())

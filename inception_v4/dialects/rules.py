@@ -17,6 +17,8 @@ NO_EFFECT = " -> no effect: "
 class DialectError(ValueError):
     """A value that means something in another project and cannot be had here; one line with reason and remedy."""
 
+    exit_code = 2
+
 
 def plain(value: Any) -> Any:
     """A word of the command line as a Python value: none, true, 4e-5; other values as they are."""

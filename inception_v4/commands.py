@@ -145,16 +145,18 @@ def train(config_file: str | None, dry_run: bool, **options: Any) -> None:
     """
     given = translate(_given(options))[0] if config_file is None else {}
     own_data = bool(given.get("data_dir")) or given.get("dataset") not in (None, "shapes")
-    chosen_for_data = own_data and not dry_run
     config = _resolve(config_file or ("finetune" if own_data else "quickstart"), options)
+    chosen_for_data = own_data and not config.run.smoke
     if dry_run:
+        if chosen_for_data:
+            _say(["a run chooses its size, batch, schedule and the like for the data and the device, and says so"])
         click.echo(to_yaml(config), nl=False)
         return
     prepare_environment(config.run.device)
     from inception_v4.train import suit_data
     from inception_v4.train import train as run
 
-    if chosen_for_data and not config.run.smoke:
+    if chosen_for_data:
         config, reasons = suit_data(config, given)
         _say(reasons)
     run(config)

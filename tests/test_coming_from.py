@@ -77,7 +77,8 @@ JOBS = {
         "run_distribute_train_ascend.sh", "run_standalone_train_ascend.sh", "run_distribute_train_gpu.sh",
         "run_standalone_train_gpu.sh", "run_standalone_train_cpu.sh", "run_eval_ascend.sh", "run_eval_gpu.sh",
         "run_eval_cpu.sh", "run_onnx_eval.sh", "run_infer_310.sh", "run_infer_cpp.sh", "docker_start.sh",
-        "eval_onnx.py", "export.py --config_path", "eval.py --config_path", "train.py --config_path",
+        "eval_onnx.py", "export.py --config_path", "with `eval.py`", "with `export.py`",
+        "eval.py --config_path", "train.py --config_path",
     ),
 }  # fmt: skip
 

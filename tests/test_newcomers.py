@@ -71,6 +71,12 @@ def test_a_folder_of_photos_becomes_a_run(
     assert "bear" in capsys.readouterr().out
 
 
+def test_a_dry_run_says_that_more_is_chosen_later(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, chosen in ((["--data-dir", "photos"], True), (["--data-dir", "photos", "-c", "finetune"], False)):
+        assert run(["train", *words, "--dry-run"]) == 0
+        assert ("a run chooses its size, batch" in capsys.readouterr().err) == chosen
+
+
 def test_predict_in_one_line(pretrained: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class_folders(tmp_path / "new", {"x": 1})
     assert run(["predict", str(tmp_path / "new" / "x" / "000.jpg"), "--pretrained", "--device", "cpu"]) == 0

@@ -36,6 +36,8 @@ def modelzoo_options(function: Any) -> Any:
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="The only batch size; default: any (om: 1).")
 @click.option("--with-preprocess", is_flag=True, help="Take uint8 [N, S, S, 3] and normalise inside.")
 @click.option("--with-softmax", is_flag=True, help="Give probabilities.")
+@click.option("--int8", "calibrate", metavar="FOLDER", help="onnx, openvino: 8-bit convolutions, ranges from 256 "
+              "pictures of FOLDER.")  # fmt: skip
 @click.option("--opset", type=int, default=13, show_default=True, help="Of ONNX, 13 to 23.")
 @click.option("--device", default="cpu", show_default=True, help="aoti: the device to compile for.")
 @click.option("--soc-version", metavar="CHIP", help="om: the chip, such as Ascend310P3.")
@@ -56,6 +58,7 @@ def export(source: str | None, output: str | None, dry_run: bool, **options: Any
     \b
       inception-v4 export runs/photos/best.safetensors -o photos.onnx
       inception-v4 export pretrained -o inception_v4.onnx --with-preprocess --with-softmax
+      inception-v4 export runs/photos/best.safetensors -o photos_int8.xml --int8 photos/
       inception-v4 export pretrained -o inception_v4.om --soc-version Ascend310P3 --batch-size 4 --aipp
     """
     prepare_environment(options["device"])
@@ -106,5 +109,5 @@ def _target(options: dict[str, Any]) -> Any:
     return Target(
         options["form"], options["image_size"], options["num_classes"], options["batch_size"],
         options["with_preprocess"], options["with_softmax"], options["opset"], options["device"], om,
-        not options["no_check"],
+        not options["no_check"], options["calibrate"],
     )  # fmt: skip

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from inception_v4 import mindir
 from inception_v4.accelerator import select
 from inception_v4.ascend_om import AtcError, OmTarget, aipp_config, atc_command, run_atc
-from inception_v4.augment import DeviceTransform
+from inception_v4.augment import DeviceTransform, eval_transform
+from inception_v4.folders import picture_files
 from inception_v4.fusion import fuse
 from inception_v4.model import InceptionV4
+from inception_v4.pictures import read_picture
+from inception_v4.quantization import quantize
 from inception_v4.runtimes import PixelTransform, Signature, describe
 from inception_v4.sessions import METADATA_KEY, RUNTIMES, require
 from inception_v4.shapes import KINDS, draw_shape
@@ -53,6 +56,7 @@ class Target:
         opset: of ONNX, one of `OPSETS`.
         device: that `aoti` compiles for.
         om: chip and options of `om`.
+        calibrate: folder of pictures; makes the convolutions of `onnx` and `openvino` 8-bit, with ranges from them.
         check: compare the file with the network before it takes its name.
     """
 
@@ -66,6 +70,7 @@ class Target:
     device: str = "cpu"
     om: OmTarget | None = None
     check: bool = True
+    calibrate: str | None = None
 
 
 @dataclass
@@ -77,6 +82,7 @@ class Plan:
     signature: Signature
     target: Target
     messages: list[str] = field(default_factory=list)
+    calibration: Tensor | None = None  # uint8 [N, C, S, S]
 
     @property
     def size(self) -> int:
@@ -127,6 +133,27 @@ def check_pictures(info: WeightsInfo) -> Tensor:
     return pictures
 
 
+CALIBRATION = 256
+"""Most pictures that ranges are taken from: more change them little."""
+
+_AT_A_TIME = 16
+
+
+def calibration_pictures(folder: str, info: WeightsInfo) -> Tensor:
+    """Up to `CALIBRATION` pictures from all over a folder, uint8 [N, C, S, S].
+
+    Raises:
+        ExportError: there are none.
+        CorruptImage: one cannot be read.
+    """
+    found = sorted(picture_files(Path(folder)))
+    if not found:
+        raise ExportError(f"--int8 {folder} holds no pictures: give a folder of some hundred like those to come")
+    resize = eval_transform(info.preprocessing)
+    chosen = found[:: -(-len(found) // CALIBRATION)]
+    return torch.stack([resize(read_picture(path)) for path in chosen])
+
+
 def _program(plan: Plan, device: torch.device | None = None) -> torch.export.ExportedProgram:
     batch = plan.signature.batch_size
     example = plan.inputs(check_pictures(plan.info)[: batch or 2])
@@ -159,6 +186,21 @@ def _write_onnx(plan: Plan, path: Path) -> None:
     model.metadata_props.add(key=METADATA_KEY, value=plan.describe())
     # Every operator is checked against its definition in the version that the file names.
     onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, str(path))
+    if plan.calibration is not None:
+        _quantise(plan, path, plan.calibration)
+
+
+def _quantise(plan: Plan, path: Path, pictures: Tensor) -> None:
+    """The file's convolutions in 8 bits, in place."""
+    onnx = require("onnx")
+    exact = path.with_name(f".exact.{path.name}")
+    path.rename(exact)
+    quantize(exact, path, (plan.inputs(part) for part in pictures.split(plan.signature.batch_size or _AT_A_TIME)))
+    exact.unlink()
+    model = onnx.load(str(path))
+    model.ClearField("metadata_props")
+    model.metadata_props.add(key=METADATA_KEY, value=plan.describe())
     onnx.save(model, str(path))
 
 

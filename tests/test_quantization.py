@@ -1,0 +1,91 @@
+"""Exports with 8-bit convolutions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from exported import CLASSES, drawn, exported, folder, logits, onnx_file, weights_file
+from exported import network as live_network
+
+from inception_v4.export import ExportError, Target, compare_rounded, export_model
+from inception_v4.export_formats import CALIBRATION, calibration_pictures
+from inception_v4.pictures import CorruptImage
+from inception_v4.runtimes import accelerator_for, open_network, recognise
+from inception_v4.shapes import draw_shape
+from inception_v4.weights import read_weights
+
+__all__ = ["folder"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of drawn shapes like those that `exported.drawn` draws."""
+    path = tmp_path_factory.mktemp("calibration")
+    for number in range(24):
+        kind = ("star", "circle", "triangle")[number % 3]
+        (path / kind).mkdir(exist_ok=True)
+        draw_shape(kind, 100 + number, 75).save(path / kind / f"{number}.png")
+    return path
+
+
+def network_bias() -> torch.Tensor:
+    return live_network().last_linear.bias.detach()
+
+
+@pytest.mark.parametrize("name", ["int8.onnx", "int8.xml"])
+def test_an_8_bit_file_is_small_and_says_nearly_what_the_network_says(folder: Path, pictures: Path, name: str) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    if name.endswith(".xml"):
+        pytest.importorskip("openvino")
+    # These random weights see little of a picture, and their head takes out what all pictures share: no classes are
+    # compared, but what stands before the bias.
+    path = exported(folder, name, Target(calibrate=str(pictures), check=False))
+    weights = path if name.endswith(".onnx") else path.with_suffix(".bin")
+    assert weights.stat().st_size < 0.3 * onnx_file(folder).stat().st_size
+    assert not list(folder.glob(".*")), "nothing is left beside it"
+    runtime = recognise(str(path), None)
+    network = open_network(str(path), accelerator_for(runtime, "cpu"), runtime=runtime, device="cpu")
+    assert network.info.class_names == CLASSES
+    images = drawn(12)
+    outputs = network.model(network.transform(network.info.preprocessing).eval(images))
+    expected = logits(images)
+    difference = float((outputs - expected).norm() / (expected - network_bias()).norm())
+    assert 1e-4 < difference < 0.2, "8 bits, and the same function"
+
+
+def test_the_report_counts_the_pictures_on_which_both_agree(folder: Path, pictures: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    report = export_model(weights_file(folder), folder / "counted.onnx", Target(calibrate=str(pictures)))
+    assert any("8-bit outputs differ by" in line and "of 25" in line for line in report.checks)
+
+
+def test_another_function_is_not_taken_for_rounding() -> None:
+    expected = torch.eye(20)
+    assert compare_rounded(expected, expected + 0.1)[1]
+    line, passed = compare_rounded(expected, expected.flip(0))
+    assert not passed and "on 0 of 20" in line
+
+
+def test_calibration_takes_pictures_from_all_over_the_folder(folder: Path, pictures: Path, tmp_path: Path) -> None:
+    info = read_weights(weights_file(folder)).info
+    assert calibration_pictures(str(pictures), info).shape == (24, 3, 75, 75)
+    picture = next(pictures.rglob("*.png")).read_bytes()
+    for number in range(2 * CALIBRATION + 1):
+        (tmp_path / f"{number:04}.png").write_bytes(picture)
+    assert CALIBRATION / 2 < len(calibration_pictures(str(tmp_path), info)) <= CALIBRATION
+
+
+def test_what_cannot_be_is_refused(folder: Path, pictures: Path, tmp_path: Path) -> None:
+    source = weights_file(folder)
+    with pytest.raises(ExportError, match="onnx and openvino, not pt2"):
+        export_model(source, tmp_path / "x.pt2", Target(calibrate=str(pictures)))
+    with pytest.raises(ExportError, match="no pictures"):
+        export_model(source, tmp_path / "x.onnx", Target(calibrate=str(tmp_path)))
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    with pytest.raises(CorruptImage, match=r"broken\.jpg"):
+        export_model(source, tmp_path / "x.onnx", Target(calibrate=str(tmp_path)))
+    assert [p.name for p in tmp_path.iterdir()] == ["broken.jpg"]

@@ -304,3 +304,12 @@ def test_a_layout_can_be_insisted_on(tmp_path):
     assert read_weights(path, layout="torch").layout == "torch"
     with pytest.raises(WeightsError, match=r"not a complete network of this layout|no BatchNorm statistics"):
         read_weights(path, layout="mindcv")
+
+
+@pytest.mark.parametrize("layout", ["mindcv", "modelzoo", "tf-slim"])
+def test_counters_are_said_only_where_something_is_lost(layout):
+    for count, lines in {0: 0, 9: 1}.items():
+        state = tiny_state() | {n: torch.tensor(count) for n in tiny_state() if n.endswith(COUNTER)}
+        notes: list[str] = []
+        FORMATS[layout].encode(state, WeightsInfo(), notes)
+        assert sum(COUNTER in line for line in notes) == lines

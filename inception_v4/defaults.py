@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 PARAMETER_BYTES = 43_000_000 * 4
@@ -39,7 +40,13 @@ PLANS = {
 
 
 def choose_defaults(
-    n_images: int, n_classes: int, memory_bytes: int | None, device_type: str, *, pretrained: bool = True
+    n_images: int,
+    n_classes: int,
+    memory_bytes: int | None,
+    device_type: str,
+    *,
+    pretrained: bool = True,
+    fixed: Mapping[str, Any] | None = None,
 ) -> Choice:
     """Settings for this much data on this device, and a line of reason for each group of them.
 
@@ -48,14 +55,18 @@ def choose_defaults(
         memory_bytes: free memory of the device (of the machine for a CPU), per process; None if unknown.
         device_type: cpu, cuda, npu, mps or xpu.
         pretrained: fine-tune the ImageNet weights, or train from scratch.
+        fixed: settings that were chosen already; amp, image_size, batch_size and epochs shape the others.
     Raises:
         ValueError: no pictures or fewer than two classes.
     """
     if n_images < 1 or n_classes < 2:
         raise ValueError(f"{n_images} pictures of {n_classes} classes: at least two classes with pictures are needed")
     device = "cpu" if device_type == "cpu" else "fast"
+    fixed = fixed or {}
     settings: dict[str, Any] = {"amp": HALF_PRECISION.get(device_type, "off")}
     settings["image_size"], reasons = _image_size(device, pretrained)
+    settings |= {name: fixed[name] for name in ("amp", "image_size") if name in fixed}
+    reasons = [] if "image_size" in fixed else reasons
     if settings["amp"] != "off":
         reasons.append(f"amp {settings['amp']}: half precision takes less time and memory on {device_type}")
     for chosen, why in (
@@ -65,7 +76,11 @@ def choose_defaults(
         settings |= chosen
         reasons += why
     plan = PLANS["finetune" if pretrained else "scratch", device]
-    for chosen, why in (_length(n_images, plan, settings["batch_size"]), _advice(n_images, n_classes, pretrained)):
+    if "batch_size" in fixed:
+        settings["batch_size"] = fixed["batch_size"]
+        reasons = [reason for reason in reasons if not reason.startswith("batch_size")]
+    epochs = fixed.get("epochs", plan.epochs(n_images))
+    for chosen, why in (_length(n_images, epochs, settings["batch_size"]), _advice(n_images, n_classes, pretrained)):
         settings |= chosen
         reasons += why
     return settings, reasons
@@ -95,15 +110,14 @@ def _batch(n_images: int, memory_bytes: int | None, settings: dict[str, Any]) ->
     ]
 
 
-def _length(n_images: int, plan: Plan, batch_size: int) -> Choice:
+def _length(n_images: int, epochs: int, batch_size: int) -> Choice:
     """Epochs, warm-up, and an average over the last tenth of the run."""
-    epochs = plan.epochs(n_images)
     steps = max(epochs * max(n_images // batch_size, 1), 1)
     decay = round(min(max(1 - 10 / steps, 0.9), 0.9999), 6)
     settings = {
         "epochs": epochs,
         "scheduler": "cosine",
-        "warmup_epochs": max(1, round(epochs / 20)),
+        "warmup_epochs": min(max(1, round(epochs / 20)), epochs - 1),
         "ema": True,
         "ema_decay": decay,
         "ema_warmup": min(max(steps // 20, 1), 2000),
@@ -129,8 +143,8 @@ def _scratch(n_images: int) -> Choice:
         }  # fmt: skip
         return settings, ["lr 0.045 per 256 pictures: MindCV's recipe for this network, from scratch"]
     settings |= {
-        "opt": "adamw", "lr": 5e-4, "opt_beta2": 0.98, "weight_decay": 0.05, "weight_decay_filter": "no_norm_bias",
-        "init": "shallow", "auto_augment": "trivialaugwide", "scale": (0.2, 1.0),
+        "opt": "adamw", "lr": 5e-4, "lr_base_batch": None, "opt_beta2": 0.98, "weight_decay": 0.05,
+        "weight_decay_filter": "no_norm_bias", "init": "shallow", "auto_augment": "trivialaugwide", "scale": (0.2, 1.0),
     }  # fmt: skip
     return settings, ["init shallow, AdamW lr 0.0005: learns fastest where there is little data and time"]
 

@@ -72,3 +72,10 @@ def test_few_pictures_are_said_to_be_few() -> None:
     for images, classes in ((0, 3), (10, 1)):
         with pytest.raises(ValueError, match="at least two classes"):
             choose_defaults(images, classes, None, "cpu")
+
+
+def test_what_is_settled_already_shapes_the_rest() -> None:
+    settings, reasons = choose_defaults(200, 4, None, "cpu", fixed={"epochs": 1, "batch_size": 10, "image_size": 107})
+    assert (settings["batch_size"], settings["image_size"], settings["warmup_epochs"]) == (10, 107, 0)
+    assert any("epochs 1: about 20 steps" in reason for reason in reasons)
+    assert not any(reason.startswith(("image_size", "batch_size")) for reason in reasons), "those are not its own"

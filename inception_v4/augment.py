@@ -1,32 +1,29 @@
 """Transforms of a picture in a worker (uint8 to uint8) and of a batch on the device (normalise, erase, mix).
 
-Worker transforms draw from torch's global generator, which the loader seeds per sample.
+What a worker does at random is drawn from one generator per sample.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from random import Random
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from inception_v4.crops import Box, EvalTransform, below, draw_box, pad_crop, resize, uniform
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.schema import Augmentation
 
 Transform = Callable[[Tensor], Tensor]
-
-_INTERPOLATION = {
-    "bicubic": InterpolationMode.BICUBIC,
-    "bilinear": InterpolationMode.BILINEAR,
-    "nearest": InterpolationMode.NEAREST_EXACT,  # the pixel that Pillow takes
-}
 
 
 class LabelledImages(Protocol):
@@ -37,80 +34,66 @@ class LabelledImages(Protocol):
     erase: Tensor | None
 
 
-@dataclass(frozen=True)
-class EvalTransform:
-    """Resize the shorter side, crop the centre: [3, H, W] to [3, S, S] uint8.
-
-    Equal to timm's (Pillow's) within one grey level (bicubic: two in a millionth of the values; nearest: the next
-    pixel where two are equally near). Without antialiasing bilinear equals MindSpore's.
-    """
-
-    preprocessing: Preprocessing
-
-    def __call__(self, image: Tensor) -> Tensor:
-        how = self.preprocessing
-        size = how.image_size
-        shorter = math.floor(size / how.crop_pct)
-        image = F.resize(image, [shorter], _INTERPOLATION[how.interpolation], antialias=how.antialias)
-        if how.antialias:
-            return F.center_crop(image, [size, size])
-        # MindSpore rounds the offset down, torchvision half to even.
-        top, left = (image.shape[-2] - size) // 2, (image.shape[-1] - size) // 2
-        return F.crop(image, top, left, size, size)
-
-
-@dataclass(frozen=True)
-class PadCrop:
-    """CIFAR's crop: 4 black pixels on each side, a crop of the original size anywhere, then resize to [3, S, S]."""
-
-    augmentation: Augmentation
-
-    def __call__(self, image: Tensor) -> Tensor:
-        how = self.augmentation
-        top, left = torch.randint(0, 9, (2,)).tolist()
-        height, width = image.shape[-2:]
-        image = F.crop(F.pad(image, [4]), top, left, height, width)
-        size = [how.image_size, how.image_size]
-        return F.resize(image, size, _INTERPOLATION[how.interpolation], antialias=how.antialias)
-
-
 def eval_transform(preprocessing: Preprocessing) -> Transform:
     """Deterministic: [3, H, W] to [3, S, S] uint8."""
     return EvalTransform(preprocessing)
 
 
-def train_transform(augmentation: Augmentation) -> Transform:
-    """Random: [3, H, W] to [3, S, S] uint8. Erasing and mixing are `DeviceTransform`'s.
+class TrainTransform:
+    """Random: a stored picture to [3, S, S] uint8 in two steps, so that only what is needed is decoded.
+
+    `box` chooses the part of the picture, the call makes the input of it. Erasing and mixing are `DeviceTransform`'s.
 
     Raises:
         ValueError: `auto_augment` is not understood.
     """
-    steps: list[Any] = [_crop(augmentation)]
-    if augmentation.hflip:
-        steps.append(v2.RandomHorizontalFlip(augmentation.hflip))
-    if augmentation.vflip:
-        steps.append(v2.RandomVerticalFlip(augmentation.vflip))
-    strength = augmentation.color_jitter
-    if augmentation.auto_augment is not None:
-        fill = [round(255 * value) for value in augmentation.mean]
-        steps.append(policy(augmentation.auto_augment, fill))
-    elif strength:
-        steps.append(v2.ColorJitter(strength, strength, strength))
-    return v2.Compose(steps)
+
+    def __init__(self, how: Augmentation) -> None:
+        self._how = how
+        self._centre = EvalTransform(how.preprocessing())
+        self._colours: Transform | None = None
+        strength = how.color_jitter
+        if how.auto_augment is not None:
+            self._colours = policy(how.auto_augment, [round(255 * value) for value in how.mean])
+        elif strength:
+            self._colours = v2.ColorJitter(strength, strength, strength)
+
+    def box(self, height: int, width: int, rng: Random) -> Box:
+        """The part of a picture of this size that the call expects."""
+        if self._how.train_crop == "random_resized":
+            return draw_box(rng, height, width, self._how)
+        return Box(0, 0, height, width)
+
+    def __call__(self, image: Tensor, rng: Random) -> Tensor:
+        """[3, H, W], cut to the box, to [3, S, S]."""
+        how = self._how
+        if how.train_crop == "pad":
+            image = pad_crop(image, how, rng)
+        elif how.train_crop == "centre":
+            image = self._centre(image)
+        else:
+            image = resize(image, [how.image_size, how.image_size], how)
+        if rng.random() < how.hflip:
+            image = F.horizontal_flip(image)
+        if rng.random() < how.vflip:
+            image = F.vertical_flip(image)
+        if self._colours is not None:
+            # torchvision's transforms draw from torch's global generator.
+            with seeded(rng.getrandbits(64)):
+                image = self._colours(image)
+        return image
 
 
-def _crop(augmentation: Augmentation) -> Transform:
-    if augmentation.train_crop == "pad":
-        return PadCrop(augmentation)
-    if augmentation.train_crop == "centre":
-        return EvalTransform(augmentation.preprocessing())
-    return v2.RandomResizedCrop(
-        augmentation.image_size,
-        scale=augmentation.scale,
-        ratio=augmentation.ratio,
-        interpolation=_INTERPOLATION[augmentation.interpolation],
-        antialias=augmentation.antialias,
-    )
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's global generator (CPU) seeded inside, untouched outside."""
+    before = torch.get_rng_state()
+    # torch.manual_seed would also seed, and thereby touch, the accelerators.
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 _POLICY_NAMES = {
@@ -128,7 +111,18 @@ _POLICY_OPTIONS: dict[str, dict[str, tuple[int, int]]] = {  # letter: (least, la
 _WITHOUT_EFFECT = {"randaug": {"inc1", "mstd0", "mstd0.0", "p1", "p1.0"}, "augmix": {"mstd0", "mstd0.0", "b0"}}
 
 
-def policy(text: str, fill: list[int]) -> Transform:
+class OnPillow:
+    """A policy of torchvision's with Pillow's kernels: half the time that those of tensors take, and timm's pixels."""
+
+    def __init__(self, policy: Any) -> None:
+        self.policy = policy
+
+    def __call__(self, image: Tensor) -> Tensor:
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        return torch.from_numpy(np.array(self.policy(picture))).permute(2, 0, 1)
+
+
+def policy(text: str, fill: list[int]) -> OnPillow:
     """The policy that `text` names, in timm's and MindCV's spelling; `fill` is the colour of uncovered corners.
 
     `autoaug`; `randaug-mM-nN` (magnitude M of 10, default 9; N operations, default 2; each is applied, stronger
@@ -144,13 +138,13 @@ def policy(text: str, fill: list[int]) -> Transform:
     options = _policy_options(text, kind, parts)
     shared: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": fill}
     if kind == "autoaug":
-        return v2.AutoAugment(**shared)
+        return OnPillow(v2.AutoAugment(**shared))
     if kind == "trivialaugwide":
-        return v2.TrivialAugmentWide(**shared)
+        return OnPillow(v2.TrivialAugmentWide(**shared))
     if kind == "randaug":
         # 11 bins: magnitude 10 is the last one, as on the scale of 10 that timm and MindCV use.
-        return v2.RandAugment(options.get("n", 2), options.get("m", 9), num_magnitude_bins=11, **shared)
-    return v2.AugMix(options.get("m", 3), options.get("w", 3), options.get("d", -1), **shared)
+        return OnPillow(v2.RandAugment(options.get("n", 2), options.get("m", 9), num_magnitude_bins=11, **shared))
+    return OnPillow(v2.AugMix(options.get("m", 3), options.get("w", 3), options.get("d", -1), **shared))
 
 
 def _policy_options(text: str, kind: str, parts: list[str]) -> dict[str, int]:
@@ -171,22 +165,19 @@ def _policy_options(text: str, kind: str, parts: list[str]) -> dict[str, int]:
     return options
 
 
-def draw_erased_box(augmentation: Augmentation) -> Tensor:
-    """Random erasing's box [top, left, bottom, right], int32; all 0 for none. From torch's global generator."""
-    size = augmentation.image_size
-    box = torch.zeros(4, dtype=torch.int32)
-    if torch.rand(()).item() >= augmentation.re_prob:
-        return box
-    low, high = math.log(augmentation.re_ratio[0]), math.log(augmentation.re_ratio[1])
-    for _ in range(augmentation.re_max_attempts):
-        area = size * size * torch.empty(()).uniform_(*augmentation.re_scale).item()
-        aspect = math.exp(torch.empty(()).uniform_(low, high).item())
-        height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < height < size and 0 < width < size:
-            top = int(torch.randint(size - height + 1, ()))
-            left = int(torch.randint(size - width + 1, ()))
-            return torch.tensor([top, left, top + height, left + width], dtype=torch.int32)
-    return box
+def draw_erased_box(how: Augmentation, rng: Random) -> Tensor:
+    """Random erasing's box [top, left, bottom, right], int32; all 0 for none."""
+    size = how.image_size
+    if rng.random() < how.re_prob:
+        low, high = math.log(how.re_ratio[0]), math.log(how.re_ratio[1])
+        for _ in range(how.re_max_attempts):
+            area = size * size * uniform(rng, *how.re_scale)
+            aspect = math.exp(uniform(rng, low, high))
+            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < height < size and 0 < width < size:
+                top, left = below(rng, size - height + 1), below(rng, size - width + 1)
+                return torch.tensor([top, left, top + height, left + width], dtype=torch.int32)
+    return torch.zeros(4, dtype=torch.int32)
 
 
 class DeviceTransform:
@@ -213,9 +204,22 @@ class DeviceTransform:
 
     def eval(self, images: Tensor) -> Tensor:
         """Normalised: [B, 3, S, S] uint8 to float32."""
-        self._mean, self._std = self._mean.to(images.device), self._std.to(images.device)
         images = images.contiguous(memory_format=self._memory_format)  # while a pixel is one byte
-        return images.float().sub_(self._mean).div_(self._std)
+        mean, std = self._constants(images)
+        return images.float().sub_(mean).div_(std)
+
+    def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation as they are laid out in `images`, on their device.
+
+        With channels last one value per channel would be read in runs of three, and a CPU takes longer for that.
+        """
+        width = images.shape[3] if self._memory_format == torch.channels_last else 1
+        if self._mean.device != images.device or self._mean.shape[3] != width:
+            self._mean, self._std = (
+                row[..., :1].expand(-1, -1, -1, width).to(images.device).contiguous(memory_format=self._memory_format)
+                for row in (self._mean, self._std)
+            )
+        return self._mean, self._std
 
     def train(self, batch: LabelledImages, seed: int) -> tuple[Tensor, Tensor]:
         """Images [B, 3, S, S] float32, and labels [B] int64 or, with mixup or cutmix, targets [B, K] float32.

@@ -7,20 +7,19 @@ touches the random numbers of the process it runs in.
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from inception_v4.augment import draw_erased_box, eval_transform, train_transform
+from inception_v4.augment import TrainTransform, draw_erased_box, eval_transform
+from inception_v4.order import EpochSampler, Key
 from inception_v4.pictures import CorruptImage
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.schema import Augmentation, Data
@@ -29,7 +28,6 @@ from inception_v4.sources import Source
 if TYPE_CHECKING:
     from inception_v4.distributed import World
 
-_ORDER, _SAMPLE = 1, 2  # streams of random numbers
 _MOST_SKIPPED = 100  # consecutive unreadable pictures that are passed over in training
 
 
@@ -42,7 +40,7 @@ class Batch:
     """Pictures on their way to the network.
 
     Attributes:
-        images: [B, 3, S, S] uint8.
+        images: [B, 3, S, S] uint8, in memory [B, S, S, 3].
         labels, indices: [B] int64; indices are positions in the source.
         erase: [B, 4] int32, random erasing's boxes (top, left, bottom, right), or None.
         skipped: a message for each picture that could not be read.
@@ -79,12 +77,6 @@ class _Sample:
     skipped: list[str]
 
 
-class _Key(NamedTuple):
-    epoch: int
-    picture: int
-    draw: int  # of the same picture in the same epoch
-
-
 class TrainLoader:
     """Batches of augmented pictures, in a new order each epoch.
 
@@ -113,12 +105,12 @@ class TrainLoader:
     ) -> None:
         self.global_batch = data.batch_size * world.size
         self.skipped: list[str] = []
-        self._sampler = _EpochSampler(len(source), data, augmentation.aug_repeats, world=world, seed=seed)
+        self._sampler = EpochSampler(len(source), data, augmentation.aug_repeats, world=world, seed=seed)
         self.steps_per_epoch = self._sampler.steps
         self._loader = _loader(
-            _TrainSet(source, augmentation, seed, skip=data.on_corrupt == "skip"),
+            _TrainSet(source, data, augmentation, seed),
             self._sampler,
-            workers=_worker_count(data.workers, world),
+            workers=worker_count(data.workers, world),
             pin_memory=pin_memory,
         )
 
@@ -151,7 +143,7 @@ class EvalLoader:
         self._loader = _loader(
             _EvalSet(source, preprocessing, skip=on_corrupt == "skip"),
             batches,
-            workers=_worker_count(workers, world),
+            workers=worker_count(workers, world),
             pin_memory=pin_memory,
         )
 
@@ -162,76 +154,39 @@ class EvalLoader:
         return _batches(iter(self._loader), self.skipped)
 
 
-class _EpochSampler:
-    """Batches of keys for one process: the order of an epoch is a function of the seed and the epoch alone."""
-
-    def __init__(self, length: int, data: Data, repeats: int, *, world: World, seed: int) -> None:
-        self.epoch = self.start = 0
-        self._length, self._shuffle, self._seed = length, data.shuffle, seed
-        self._repeats = max(1, repeats)
-        self._world = world
-        self._batch = data.batch_size * world.size
-        self.steps = length // self._batch if data.drop_last else -(-length // self._batch)
-        if self._repeats > 1 and not data.shuffle:
-            raise ValueError(f"aug_repeats {repeats} with shuffle off would leave out the same pictures every epoch")
-        if self.steps == 0:
-            raise ValueError(
-                f"a batch of {self._batch} (batch_size {data.batch_size} x {world.size} processes) is more than the "
-                f"{length} training pictures: lower batch_size or set drop_last false"
-            )
-
-    def __len__(self) -> int:
-        return max(0, self.steps - self.start)
-
-    def __iter__(self) -> Iterator[list[_Key]]:
-        keys = self._order()
-        for step in range(self.start, self.steps):
-            whole = keys[step * self._batch : (step + 1) * self._batch]
-            mine = whole[self._world.rank :: self._world.size]
-            if len(mine) == 0:
-                mine = whole[self._world.rank % len(whole)][None]
-            yield [_Key(self.epoch, int(picture), int(draw)) for picture, draw in mine]
-
-    def _order(self) -> np.ndarray:
-        """(picture, draw) of each sample of the epoch, [length, 2].
-
-        With repeated augmentation an epoch has as many samples as without, of fewer pictures.
-        """
-        order = np.arange(self._length)
-        if self._shuffle:
-            order = np.random.default_rng([_ORDER, self._seed, self.epoch]).permutation(self._length)
-        draws = np.tile(np.arange(self._repeats), self._length)
-        return np.stack([np.repeat(order, self._repeats), draws], axis=1)[: self._length]
-
-
 class _TrainSet(Dataset):
-    def __init__(self, source: Source, augmentation: Augmentation, seed: int, *, skip: bool) -> None:
-        self._source, self._augmentation, self._seed, self._skip = source, augmentation, seed, skip
-        self._transform = train_transform(augmentation)
+    def __init__(self, source: Source, data: Data, augmentation: Augmentation, seed: int) -> None:
+        self._source, self._augmentation, self._seed = source, augmentation, seed
+        self._skip = data.on_corrupt == "skip"
+        self._transform = TrainTransform(augmentation)
+        # Without antialiasing pixels are picked, not averaged, and must be those of the file.
+        reduce = data.scaled_decoding and augmentation.train_crop == "random_resized" and augmentation.antialias
+        self._least = augmentation.image_size if reduce else None
 
-    def __getitem__(self, key: _Key) -> _Sample | Exception:
+    def __getitem__(self, key: Key) -> _Sample | Exception:
         return _caught(self._sample, key)
 
-    def _sample(self, key: _Key) -> _Sample:
-        index, image, skipped = self._readable(key.picture)
-        with seeded(_SAMPLE, self._seed, *key):
-            image = self._transform(image)
-            erase = draw_erased_box(self._augmentation) if self._augmentation.re_prob else None
-        return _Sample(image, self._source.labels[index], index, erase, skipped)
-
-    def _readable(self, index: int) -> tuple[int, Tensor, list[str]]:
-        """The picture at `index` or, where bad ones are skipped, the next readable one: a batch keeps its size."""
+    def _sample(self, key: Key) -> _Sample:
+        index = key.picture
         skipped: list[str] = []
         while True:
             try:
-                return index, self._source.load(index), skipped
+                return self._augmented(index, key, skipped)
             except CorruptImage as error:
                 if not self._skip:
                     raise
                 skipped.append(str(error))
             if len(skipped) == min(_MOST_SKIPPED, len(self._source)):
                 raise CorruptImage(f"{len(skipped)} pictures in a row cannot be read; the first: {skipped[0]}")
+            # The next readable picture takes its place: a batch keeps its size.
             index = (index + 1) % len(self._source)
+
+    def _augmented(self, index: int, key: Key, skipped: list[str]) -> _Sample:
+        rng = key.generator(self._seed)
+        image = self._source.load_box(index, partial(self._transform.box, rng=rng), least=self._least)
+        image = self._transform(image, rng)
+        erase = draw_erased_box(self._augmentation, rng) if self._augmentation.re_prob else None
+        return _Sample(image, self._source.labels[index], index, erase, skipped)
 
 
 class _EvalSet(Dataset):
@@ -267,11 +222,13 @@ def _collate(samples: Sequence[_Sample | Exception]) -> Batch | Exception:
     good = [sample for sample in samples if isinstance(sample, _Sample)]
     skipped = [message for sample in good for message in sample.skipped]
     good = [sample for sample in good if sample.image is not None]
+    images = [sample.image.permute(1, 2, 0) for sample in good if sample.image is not None]
     if not good:
         empty = torch.zeros(0, dtype=torch.int64)
         return Batch(torch.zeros(0, 3, 1, 1, dtype=torch.uint8), empty, empty, None, skipped)
     return Batch(
-        images=default_collate([sample.image for sample in good]),  # straight into shared memory
+        # Straight into shared memory, the three values of a pixel together as the transforms leave them.
+        images=default_collate(images).permute(0, 3, 1, 2),
         labels=torch.tensor([sample.label for sample in good]),
         indices=torch.tensor([sample.index for sample in good]),
         erase=None if good[0].erase is None else default_collate([sample.erase for sample in good]),
@@ -318,26 +275,9 @@ def _batches(batches: Iterator[Batch | Exception], skipped: list[str]) -> Iterat
             yield batch
 
 
-def _worker_count(wanted: int | None, world: World) -> int:
+def worker_count(wanted: int | None, world: World) -> int:
     """Up to 8 loader processes, from this process's share of the CPUs."""
     if wanted is not None:
         return wanted
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, max(1, cpus // world.local_size))
-
-
-@contextmanager
-def seeded(*entropy: int) -> Iterator[None]:
-    """The global generators of torch (CPU), numpy and Python seeded from `entropy` inside, untouched outside."""
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    low, high = np.random.SeedSequence(entropy).generate_state(2, np.uint32).tolist()
-    # torch.manual_seed would also seed, and thereby touch, the accelerators.
-    torch.default_generator.manual_seed(high << 32 | low)
-    np.random.seed(low)
-    random.seed(high << 32 | low)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])

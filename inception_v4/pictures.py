@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +20,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from inception_v4.jpeg import Box, IsUnusual, decode_part, frame_of
+
 _JPEG = b"\xff\xd8\xff"
+
+ChooseBox = Callable[[int, int], Box]
+"""From a picture's height and width the part of it that is wanted."""
 
 
 class CorruptImage(ValueError):
@@ -34,6 +40,24 @@ def read_picture(path: str | Path) -> Tensor:
         OSError: the file cannot be read.
     """
     return decode_picture(Path(path).read_bytes(), str(path))
+
+
+def decode_box(data: bytes, name: str, choose: ChooseBox, *, least: int | None = None) -> Tensor:
+    """The part of the picture in `data` that `choose` wants, [3, h, w] uint8: the same pixels in less time.
+
+    Args:
+        least: where the part has at least twice as many pixels on each side, it may come at a half (a quarter, an
+            eighth) of its size, decoded so; None: never.
+    Raises:
+        CorruptImage: as `decode_picture`.
+    """
+    # Broken files, and kinds that are rare, take the long way and get its verdict.
+    with suppress(IsUnusual):
+        frame = frame_of(data)
+        box = choose(frame.height, frame.width)
+        return torch.from_numpy(decode_part(data, frame, box, least=least)).permute(2, 0, 1)
+    image = decode_picture(data, name)
+    return choose(*image.shape[1:]).cut(image)
 
 
 def decode_picture(data: bytes, name: str) -> Tensor:

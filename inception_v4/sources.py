@@ -25,7 +25,7 @@ from inception_v4.folders import (
     picture_files,
     subfolders,
 )
-from inception_v4.pictures import CorruptImage, read_picture
+from inception_v4.pictures import ChooseBox, CorruptImage, decode_box, read_picture
 from inception_v4.schema import Data
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ class Source(ABC):
     @abstractmethod
     def load(self, index: int) -> Tensor:
         """Picture `index`, [3, H, W] uint8; raises CorruptImage."""
+
+    def load_box(self, index: int, choose: ChooseBox, *, least: int | None = None) -> Tensor:
+        """The part of picture `index` that `choose` wants; `least` as in `pictures.decode_box`."""
+        image = self.load(index)
+        return choose(*image.shape[1:]).cut(image)
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -77,6 +82,11 @@ class FolderSource(Source):
 
     def load(self, index: int) -> Tensor:
         return read_picture(self.name(index))
+
+    def load_box(self, index: int, choose: ChooseBox, *, least: int | None = None) -> Tensor:
+        name = self.name(index)
+        with open(name, "rb") as file:
+            return decode_box(file.read(), name, choose, least=least)
 
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self._files[index])))
@@ -109,6 +119,9 @@ class Subset(Source):
 
     def load(self, index: int) -> Tensor:
         return self._source.load(int(self._indices[index]))
+
+    def load_box(self, index: int, choose: ChooseBox, *, least: int | None = None) -> Tensor:
+        return self._source.load_box(int(self._indices[index]), choose, least=least)
 
     def name(self, index: int) -> str:
         return self._source.name(int(self._indices[index]))

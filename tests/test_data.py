@@ -15,8 +15,8 @@ import torch
 from photos import class_folders, encoded, photos
 from PIL import Image
 
-from inception_v4.augment import eval_transform
-from inception_v4.data import Batch, EvalLoader, TrainLoader, WorkerDied, seeded
+from inception_v4.augment import eval_transform, seeded
+from inception_v4.data import Batch, EvalLoader, TrainLoader, WorkerDied
 from inception_v4.distributed import World
 from inception_v4.pictures import CorruptImage
 from inception_v4.preprocessing import Preprocessing
@@ -132,8 +132,8 @@ def test_data_sets_can_be_sent_to_spawned_workers(pictures: FolderSource) -> Non
 
 def test_skipped_batches_are_not_read(pictures: FolderSource, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    load = FolderSource.load
-    monkeypatch.setattr(FolderSource, "load", lambda self, i: read.append(i) or load(self, i))
+    load = FolderSource.load_box
+    monkeypatch.setattr(FolderSource, "load_box", lambda self, i, *a, **k: read.append(i) or load(self, i, *a, **k))
     assert len(list(_loader(pictures).epoch(0, start=5))) == 1
     assert len(read) == 4
 
@@ -155,16 +155,33 @@ def test_global_generators_are_left_alone(pictures: FolderSource, workers: int) 
     assert _same(other, list(_loader(pictures).epoch(0))), "nor do they matter"
 
 
-def test_seeded_reaches_all_three_generators() -> None:
-    def draw() -> tuple[float, float, float]:
-        return torch.rand(()).item(), float(np.random.rand()), random.random()
+def test_seeded() -> None:
+    with seeded(2**64 - 1):
+        first = torch.rand(())
+    with seeded(2**64 - 1):
+        assert torch.rand(()) == first
+    with seeded(2**64 - 2):
+        assert torch.rand(()) != first
 
-    with seeded(1, 2, 3):
-        first = draw()
-    with seeded(1, 2, 3):
-        assert draw() == first
-    with seeded(1, 3, 2):
-        assert not set(draw()) & set(first)
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_values_of_a_pixel_are_together(pictures: FolderSource, workers: int) -> None:
+    """Nothing has to be moved for a device that likes channels last."""
+    batch = next(_loader(pictures, Augmentation(image_size=75), workers=workers).epoch(0))
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_scaled_decoding_is_for_large_crops_alone(pictures: FolderSource) -> None:
+    def images(how: Augmentation, **settings: bool) -> torch.Tensor:
+        return torch.cat([b.images for b in _loader(pictures, how, **settings).epoch(0)]).int()
+
+    small = Augmentation(image_size=75)
+    exact, other = images(small, scaled_decoding=False), images(small.model_copy(update={"scale": (0.09, 1.0)}))
+    difference = (images(small) - exact).abs().float().mean()
+    assert 0 < difference < 8, "photographs of 500 pixels at 75: edges may move by half a pixel"
+    assert (other - exact).abs().float().mean() > difference
+    for how in (Augmentation(image_size=299, scale=(0.08, 0.2)), small.model_copy(update={"antialias": False})):
+        assert torch.equal(images(how), images(how, scaled_decoding=False))
 
 
 def test_short_last_batch(pictures: FolderSource) -> None:

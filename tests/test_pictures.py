@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ import torch
 from photos import encoded, photos
 from PIL import Image
 
-from inception_v4.pictures import CorruptImage, decode_picture, read_picture
+from inception_v4.crops import draw_box, resize
+from inception_v4.jpeg import Box, IsUnusual, frame_of
+from inception_v4.pictures import CorruptImage, decode_box, decode_picture, read_picture
+from inception_v4.schema import Augmentation
 from inception_v4.shapes import draw_shape
 
 
@@ -81,3 +85,60 @@ def test_what_is_not_a_picture() -> None:
         )
     with pytest.raises(FileNotFoundError):
         read_picture("/nowhere/at/all.jpg")
+
+
+def _box(seed: int, how: Augmentation | None = None):
+    return lambda height, width: draw_box(Random(seed), height, width, how or Augmentation())
+
+
+def test_the_part_of_a_photograph_has_the_pixels_of_the_whole() -> None:
+    for seed, data in enumerate(photos(60)):
+        whole = decode_picture(data, "photo")
+        assert torch.equal(decode_box(data, "photo", _box(seed)), _box(seed)(*whole.shape[1:]).cut(whole))
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_parts_of_every_kind_of_jpeg(mode: str, options: dict[str, object], subsampling: int) -> None:
+    image = draw_shape("heart", 1, 101).convert(mode)
+    data = encoded(image, quality=90, **options, **({"subsampling": subsampling} if mode == "RGB" else {}))
+    whole = decode_picture(data, "x")
+    for top, height in ((0, 1), (0, 101), (0, 15), (13, 3), (50, 14), (16, 16), (70, 31)):
+        box = Box(top, 7, height, 60)
+        assert torch.equal(decode_box(data, "x", lambda h, w, box=box: box), box.cut(whole))
+
+
+def test_parts_of_other_formats() -> None:
+    data = encoded(draw_shape("heart", 1, 50), "PNG")
+    assert torch.equal(decode_box(data, "x", lambda h, w: Box(1, 2, 30, 20)), decode_picture(data, "x")[:, 1:31, 2:22])
+    with pytest.raises(IsUnusual):
+        frame_of(data)
+
+
+@pytest.mark.parametrize("keep", [0, 2, 11, 300, 0.3, 0.9, -30, -1])
+def test_a_truncated_file_is_named_whatever_the_part(keep: float) -> None:
+    whole = encoded(draw_shape("star", 2, 64))
+    end = int(keep * len(whole)) if isinstance(keep, float) else keep
+    with pytest.raises(CorruptImage, match=r"^cannot decode /data/a\.jpg"):
+        decode_box(whole[: end - 2 if end == -1 else end], "/data/a.jpg", lambda h, w: Box(0, 0, 8, 8))
+
+
+def test_a_large_part_comes_smaller_and_looks_the_same() -> None:
+    how, differences, moved = Augmentation(image_size=75, scale=(0.4, 1.0)), [], []
+    for seed, data in enumerate(photos(30)):
+        whole = decode_picture(data, "photo")
+        box = _box(seed, how)(*whole.shape[1:])
+        small = decode_box(data, "photo", lambda h, w, box=box: box, least=75)
+        fraction = next((n for n in (8, 4, 2) if min(box.height, box.width) >= 75 * n), 1)
+        edges = (box.top, box.left, box.top + box.height, box.left + box.width)
+        top, left, bottom, right = ((2 * edge + fraction) // (2 * fraction) for edge in edges)
+        assert small.shape[1:] == (bottom - top, right - left)
+        assert min(small.shape[1:]) >= 75 or fraction == 1
+        snapped = Box(*(fraction * side for side in (top, left, bottom - top, right - left)))
+        exact = resize(snapped.cut(whole), [75, 75], how).int()
+        differences.append((resize(small, [75, 75], how) - exact).abs().float().mean())
+        aside = snapped._replace(left=max(0, snapped.left - 4))
+        moved.append((resize(aside.cut(whole), [75, 75], how) - exact).abs().float().mean())
+    assert max(differences) < 4 and np.mean(differences) < 2, "grey levels"
+    assert np.mean(moved) > 2 * np.mean(differences), "the same boxes 4 pixels aside"

@@ -6,14 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from photos import class_folders
 
 from inception_v4.distributed import World
+from inception_v4.jpeg import Box
 from inception_v4.pictures import CorruptImage, read_picture
 from inception_v4.schema import Data
-from inception_v4.sources import FolderSource, Source, Subset, balanced, open_source
+from inception_v4.sources import ArraySource, FolderSource, Source, Subset, balanced, open_source
 
 CLASSES = {"cat": 10, "dog": 20, "eel": 3}
 
@@ -114,6 +116,17 @@ def test_subsets_are_fixed_and_balanced(tmp_path: Path) -> None:
     assert Counter(_open(tmp_path, "val", num_samples=12, val_samples=6).labels) == {0: 2, 1: 2, 2: 2}
     assert torch.equal(subset.load(11), read_picture(subset.name(11)))
     assert len(_open(tmp_path, "train", num_samples=34)) == 33, "at most as many as there are"
+
+
+def test_parts_of_pictures(tmp_path: Path) -> None:
+    class_folders(tmp_path, CLASSES)
+    source = FolderSource(tmp_path)
+    in_memory = ArraySource(
+        np.arange(75, dtype=np.uint8).reshape(1, 5, 5, 3), np.zeros(1), class_names=("a",), title=""
+    )
+    for some, index in ((source, 7), (Subset(source, [3, 7]), 1), (in_memory, 0)):
+        part = some.load_box(index, lambda height, width: Box(1, 2, height - 2, width - 3))
+        assert torch.equal(part, some.load(index)[:, 1:-1, 2:-1])
 
 
 def test_balanced_takes_everything_when_asked() -> None:

@@ -1,0 +1,70 @@
+"""Which samples a process gets in an epoch, in what order, and the random numbers of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from inception_v4.schema import Data
+
+if TYPE_CHECKING:
+    from inception_v4.distributed import World
+
+_ORDER, _SAMPLE = 1, 2  # streams of random numbers
+
+
+class Key(NamedTuple):
+    """A sample."""
+
+    epoch: int
+    picture: int
+    draw: int  # of the same picture in the same epoch
+
+    def generator(self, seed: int) -> Random:
+        """The sample's random numbers: a function of the seed and the key, and of nothing else."""
+        return Random(" ".join(map(str, (_SAMPLE, seed, *self))))
+
+
+class EpochSampler:
+    """Batches of keys for one process: the order of an epoch is a function of the seed and the epoch alone."""
+
+    def __init__(self, length: int, data: Data, repeats: int, *, world: World, seed: int) -> None:
+        self.epoch = self.start = 0
+        self._length, self._shuffle, self._seed = length, data.shuffle, seed
+        self._repeats = max(1, repeats)
+        self._world = world
+        self._batch = data.batch_size * world.size
+        self.steps = length // self._batch if data.drop_last else -(-length // self._batch)
+        if self._repeats > 1 and not data.shuffle:
+            raise ValueError(f"aug_repeats {repeats} with shuffle off would leave out the same pictures every epoch")
+        if self.steps == 0:
+            raise ValueError(
+                f"a batch of {self._batch} (batch_size {data.batch_size} x {world.size} processes) is more than the "
+                f"{length} training pictures: lower batch_size or set drop_last false"
+            )
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        keys = self._order()
+        for step in range(self.start, self.steps):
+            whole = keys[step * self._batch : (step + 1) * self._batch]
+            mine = whole[self._world.rank :: self._world.size]
+            if len(mine) == 0:
+                mine = whole[self._world.rank % len(whole)][None]
+            yield [Key(self.epoch, int(picture), int(draw)) for picture, draw in mine]
+
+    def _order(self) -> np.ndarray:
+        """(picture, draw) of each sample of the epoch, [length, 2].
+
+        With repeated augmentation an epoch has as many samples as without, of fewer pictures.
+        """
+        order = np.arange(self._length)
+        if self._shuffle:
+            order = np.random.default_rng([_ORDER, self._seed, self.epoch]).permutation(self._length)
+        draws = np.tile(np.arange(self._repeats), self._length)
+        return np.stack([np.repeat(order, self._repeats), draws], axis=1)[: self._length]

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import random
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+from timm.data.transforms import RandomResizedCropAndInterpolation
+
+from inception_v4.crops import below, draw_box
+from inception_v4.schema import Augmentation
+
+_BOXES = 4000
+
+
+def _ours(height: int, width: int, how: Augmentation) -> np.ndarray:
+    return np.array([draw_box(Random(seed), height, width, how) for seed in range(_BOXES)], dtype=float)
+
+
+def _timms(height: int, width: int, how: Augmentation) -> np.ndarray:
+    image, state = Image.new("L", (width, height)), random.getstate()
+    random.seed(0)
+    params = RandomResizedCropAndInterpolation.get_params
+    boxes = [params(image, how.scale, how.ratio) for _ in range(_BOXES)]
+    random.setstate(state)
+    return np.array(boxes, dtype=float)
+
+
+def _statistics(boxes: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
+    top, left, h, w = boxes.T
+    return {
+        "area": h * w / (height * width),
+        "aspect": w / h,
+        # Where the box lies in the room it has; 0.5 where it has none.
+        "down": np.where(h < height, top / np.maximum(height - h, 1), 0.5),
+        "right": np.where(w < width, left / np.maximum(width - w, 1), 0.5),
+    }
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Kolmogorov's and Smirnov's: the largest difference of the two distribution functions."""
+    points = np.concatenate([a, b])
+    return np.abs(
+        np.searchsorted(np.sort(a), points, "right") / len(a) - np.searchsorted(np.sort(b), points, "right") / len(b)
+    ).max()
+
+
+_LIMIT = 1.95 * (2 / _BOXES) ** 0.5  # exceeded once in a thousand by samples of one distribution
+
+
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 333), (100, 900), (64, 64)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.35, 1.0)])
+def test_boxes_are_distributed_as_timms(height: int, width: int, scale: tuple[float, float]) -> None:
+    how = Augmentation(scale=scale)
+    ours = _statistics(_ours(height, width, how), height, width)
+    theirs = _statistics(_timms(height, width, how), height, width)
+    distances = {name: _distance(ours[name], theirs[name]) for name in ours}
+    assert max(distances.values()) < _LIMIT, distances
+
+
+def test_another_distribution_is_seen() -> None:
+    theirs = _statistics(_timms(375, 500, Augmentation()), 375, 500)
+    area = _statistics(_ours(375, 500, Augmentation(scale=(0.12, 1.0))), 375, 500)
+    aspect = _statistics(_ours(375, 500, Augmentation(ratio=(0.8, 4 / 3))), 375, 500)
+    assert _distance(area["area"], theirs["area"]) > _LIMIT
+    assert _distance(aspect["aspect"], theirs["aspect"]) > _LIMIT
+
+
+def test_boxes_lie_inside() -> None:
+    for height, width in ((1, 1), (1, 700), (299, 3), (40, 41)):
+        for top, left, h, w in _ours(height, width, Augmentation())[:300]:
+            assert h >= 1 and w >= 1 and top >= 0 and left >= 0 and top + h <= height and left + w <= width
+
+
+def test_below_reaches_both_ends() -> None:
+    rng = Random(0)
+    assert {below(rng, 3) for _ in range(100)} == {0, 1, 2}

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from photos import class_folders
+
+from inception_v4 import bench_data
+from inception_v4.accelerator import select
+from inception_v4.bench_data import measure_loaders
+from inception_v4.schema import Augmentation, Data
+
+
+@pytest.mark.parametrize("split", ["", "train"])
+def test_loaders_are_measured_in_turns(tmp_path: Path, split: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_data, "_FEWEST", 20)
+    class_folders(tmp_path / split, {"a": 4, "b": 4})
+    data = Data(data_dir=str(tmp_path), batch_size=4, workers=1)
+    rows = measure_loaders(data, Augmentation(image_size=75), accelerator=select("cpu"), peers=["timm"], repeats=2)
+    assert [row["loader"] for row in rows] == ["ours", "ours + autoaug + erasing", "timm"]
+    for row in rows:
+        assert len(row["runs"]) == 2 and 0 < row["least"] <= row["images_per_second"] <= row["most"]
+    assert rows[0]["ratio"] > 0 and rows[2]["ratio"] == 1
+
+
+def test_unknown_peers_and_missing_pictures(tmp_path: Path) -> None:
+    class_folders(tmp_path / "here", {"a": 4, "b": 4})
+    for folder, peers, error in (("here", ["tim"], ValueError), ("there", [], FileNotFoundError)):
+        with pytest.raises(error, match=r"'tim'|'there'"):
+            measure_loaders(
+                Data(data_dir=str(tmp_path / folder), workers=0, batch_size=4),
+                Augmentation(),
+                accelerator=select("cpu"),
+                peers=peers,
+            )

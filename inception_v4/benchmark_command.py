@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +88,7 @@ def benchmark(suite: str, device: str, data: str | None, **options: Any) -> int:
 
     say = _say if options["json_file"] != "-" else lambda line: click.echo(line, err=True)
     if data is not None:
-        return _measure_data(data, options)
+        return _measure_data(data, device, options)
     groups = _groups(suite, options)
     timing = module.Options(repeats=options["repeats"], memory=options["memory"] or suite == "memory")
     result = module.run_groups(groups, device, timing, say)
@@ -180,5 +179,50 @@ def to_markdown(result: dict[str, Any]) -> str:
     return text
 
 
-def _measure_data(folder: str, options: dict[str, Any]) -> int:
-    raise click.UsageError(f"--data {folder}: not here yet, {sys.argv[0]}")
+LOADER_HEADER = ("loader", "images/s", "least", "most", "x timm")
+
+
+def _measure_data(folder: str, device: str, options: dict[str, Any]) -> int:
+    """The loader on a folder of pictures, and whether it keeps up with training on the device."""
+    from inception_v4 import benchmark as module
+    from inception_v4.accelerator import select
+    from inception_v4.bench_data import measure_loaders
+    from inception_v4.schema import Augmentation, Data
+
+    accelerator = select(device)
+    accelerator.activate()
+    batch_size = options["batch_size"][0] if options["batch_size"] else 32
+    peers = ["timm"] if "timm" in (options["peer"] or PEERS) else []
+    rows = measure_loaders(
+        Data(data_dir=folder, batch_size=batch_size, workers=options["workers"]),
+        Augmentation(image_size=options["image_size"]),
+        accelerator=accelerator, peers=peers, repeats=options["repeats"],
+    )  # fmt: skip
+    native = accelerator.amp_support("bf16") == "native"
+    precision = options["precision"][0] if options["precision"] else "bf16" if native else "fp32"
+    entry = module.Entry("plain", precision)
+    group = module.Group("train", min(batch_size, 4) if accelerator.type == "cpu" else batch_size,
+                         options["image_size"], (entry,))  # fmt: skip
+    needed = module.measure(group, accelerator, module.Options(repeats=3))[0].images_per_second
+    result = {"environment": module.environment(accelerator), "loaders": rows, "training_images_per_second": needed}
+    if options["json_file"] == "-":
+        click.echo(json.dumps(result, indent=2))
+        return 0
+    print_table(LOADER_HEADER, [_loader_cells(row) for row in rows])
+    if needed:
+        click.echo(_verdict(rows[0]["images_per_second"], needed, precision, options["workers"]))
+    if options["json_file"]:
+        Path(options["json_file"]).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _loader_cells(row: dict[str, Any]) -> Sequence[str]:
+    figures = (row["images_per_second"], row["least"], row["most"])
+    return (row["loader"], *(f"{value:.0f}" for value in figures), _or_blank(row.get("ratio"), "{:.2f}"))
+
+
+def _verdict(given: float, needed: float, precision: str, workers: int) -> str:
+    text = f"one device trains {needed:.0f} images/s in {precision}, and {workers} workers load {given:.0f} images/s: "
+    if given >= needed:
+        return text + "the loader keeps up"
+    return text + f"the device waits; --workers {-int(-workers * needed // given)} on as many CPUs would keep up"

@@ -93,7 +93,9 @@ class Setup:
         info = WeightsInfo(
             num_classes=NUM_CLASSES, preprocessing=Preprocessing(image_size=self.images.shape[-1]), source="benchmark"
         )
-        FORMATS["onnx"].write(Plan(self.network, info, Signature(), Target()), path)
+        # Like timm's file for this batch size only.
+        signature = Signature(batch_size=len(self.images))
+        FORMATS["onnx"].write(Plan(self.network, info, signature, Target()), path)
         return path
 
     @cached_property

@@ -11,9 +11,10 @@ from running import run
 from inception_v4 import benchmark, contestants
 from inception_v4.accelerator import select
 from inception_v4.benchmark import Group, Options, Row, chosen, flops_per_image, measure
-from inception_v4.benchmark_command import SUITES, tables, to_markdown
+from inception_v4.benchmark_command import SUITES, _verdict, tables, to_markdown
 from inception_v4.contestants import FORMS, Entry, Form, Setup
 from inception_v4.sessions import RuntimeUnavailable
+from inception_v4.shapes import draw_shape
 
 FAST = Options(repeats=2, seconds=0.0)
 
@@ -122,12 +123,31 @@ def test_markdown_has_a_table_for_each_group() -> None:
 
 
 def test_the_command_prints_one_object(tmp_path) -> None:
-    words = "--batch-size 1 --image-size 75 --precision fp32 --form timm --form fused --repeats 1 --json -".split()
-    done = run("benchmark", *words, "--markdown", str(tmp_path / "table.md"))
+    forms = ("--form", "timm", "--form", "fused", "--precision", "fp32")
+    size = ("--batch-size", "1", "--image-size", "75", "--repeats", "1")
+    done = run("benchmark", *forms, *size, "--json", "-", "--markdown", str(tmp_path / "table.md"))
     result = json.loads(done.stdout)
     assert [row["form"] for row in result["rows"]] == ["timm", "fused"]
     assert result["environment"]["matrix_tflops"]["fp32"] > 0
     assert "| fused | fp32 |" in (tmp_path / "table.md").read_text()
+
+
+def test_the_loader_is_measured_and_judged(tmp_path) -> None:
+    for number in range(8):
+        (tmp_path / f"class{number % 2}").mkdir(exist_ok=True)
+        draw_shape("star", number, 80).save(tmp_path / f"class{number % 2}" / f"{number}.jpg")
+    words = f"--data {tmp_path} --image-size 75 --batch-size 8 --repeats 1 --workers 0 --precision fp32".split()
+    done = run("benchmark", *words, "--json", str(tmp_path / "loader.json"))
+    result = json.loads((tmp_path / "loader.json").read_text())
+    assert [row["loader"] for row in result["loaders"]] == ["crop + flip", "crop + flip + autoaug + erasing", "timm"]
+    assert all(row["images_per_second"] > 0 for row in result["loaders"])
+    assert result["training_images_per_second"] > 0
+    assert "one device trains" in done.stdout and "images/s in fp32" in done.stdout
+
+
+def test_the_verdict_names_the_workers_that_would_do() -> None:
+    assert "keeps up" in _verdict(200, 100, "bf16", 2)
+    assert "--workers 5 " in _verdict(200, 450, "bf16", 2)
 
 
 @pytest.mark.parametrize(

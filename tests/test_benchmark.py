@@ -139,7 +139,7 @@ def test_the_loader_is_measured_and_judged(tmp_path) -> None:
     words = f"--data {tmp_path} --image-size 75 --batch-size 8 --repeats 1 --workers 0 --precision fp32".split()
     done = run("benchmark", *words, "--json", str(tmp_path / "loader.json"))
     result = json.loads((tmp_path / "loader.json").read_text())
-    assert [row["loader"] for row in result["loaders"]] == ["crop + flip", "crop + flip + autoaug + erasing", "timm"]
+    assert [row["loader"] for row in result["loaders"]] == ["ours", "ours + autoaug + erasing", "timm"]
     assert all(row["images_per_second"] > 0 for row in result["loaders"])
     assert result["training_images_per_second"] > 0
     assert "one device trains" in done.stdout and "images/s in fp32" in done.stdout

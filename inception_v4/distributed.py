@@ -6,6 +6,7 @@ one process and every operation here is free.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from inception_v4.accelerator import Accelerator
 
@@ -181,6 +183,19 @@ def synchronise_batch_norm(model: nn.Module, accelerator: Accelerator) -> nn.Mod
     return model
 
 
+def share_gradients(network: nn.Module, accelerator: Accelerator, **options: Any) -> DistributedDataParallel:
+    """`network` whose gradients are averaged over the processes; each keeps its own buffers (`average_buffers`).
+
+    `options` are DistributedDataParallel's, beside the device's.
+    """
+    # torch 2.13 gave the switch another name, and later versions warn of the old one.
+    names = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    devices = None if accelerator.device.index is None else [accelerator.device.index]
+    settings: dict[str, Any] = {"device_ids": devices, switch: False, **options}
+    return DistributedDataParallel(network, **settings)
+
+
 @torch.no_grad()
 def average_buffers(model: nn.Module, world: World) -> None:
     """BatchNorm statistics become their mean over the processes, so that all of them validate one network."""
@@ -191,5 +206,5 @@ def average_buffers(model: nn.Module, world: World) -> None:
     mean = world.sum(flat) / world.size
     offset = 0
     for buffer in buffers:
-        buffer.copy_(mean[offset : offset + buffer.numel()].view_as(buffer))
+        buffer.copy_(mean[offset : offset + buffer.numel()].view_as(buffer).to(buffer.dtype))
         offset += buffer.numel()

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inception_v4.accelerator import Accelerator
+from inception_v4.accelerator import Accelerator, DeviceError
 from inception_v4.augment import DeviceTransform
 from inception_v4.checkpoint import CheckpointError, atomic_write, find_resume
 from inception_v4.config import to_yaml
 from inception_v4.data import EvalLoader, TrainLoader
-from inception_v4.distributed import World, synchronise_batch_norm
+from inception_v4.distributed import World, share_gradients, synchronise_batch_norm
 from inception_v4.engine import Evaluation, Learner, Precision, make_criterion
 from inception_v4.factory import PRETRAINED
 from inception_v4.metrics import Throughput
@@ -61,7 +61,7 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Job:
     source = open_source(config.data, "train", world=world, seed=config.run.seed)
     held_out = open_source(config.data, "val", world=world, seed=config.run.seed)
     classes = _head_size(config, source)
-    folder = _run_folder(config, world)
+    folder = _unused_folder(config, world)
     state = _earlier_state(config, folder, world)
     model, info, messages = _network(config, source, classes, fresh=state is None)
     loader = TrainLoader(
@@ -70,6 +70,8 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Job:
     steps = -(-loader.steps_per_epoch // config.optimizer.accum_steps)
     learner = _learner(config, model, accelerator, world, steps)
     learner.step = config.schedule.start_epoch * steps
+    # Only now: a run that is refused (by its device, say) leaves no folder in the way of the next attempt.
+    _start_folder(config, folder, world)
     val_loader = EvalLoader(
         held_out,
         config.augmentation.preprocessing(),
@@ -137,17 +139,20 @@ def _head_size(config: Config, source: Source) -> int:
     return asked or found
 
 
-def _run_folder(config: Config, world: World) -> Path:
+def _unused_folder(config: Config, world: World) -> Path:
     name = config.run.output_dir or f"runs/{config.run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = Path(world.share(name))
+    if world.is_main and config.run.resume is None and (folder / "checkpoints").exists():
+        raise ValueError(f"{folder} holds a run already: go on with --resume auto, or give another --output-dir")
+    return folder
+
+
+def _start_folder(config: Config, folder: Path, world: World) -> None:
     if world.is_main:
-        if config.run.resume is None and (folder / "checkpoints").exists():
-            raise ValueError(f"{folder} holds a run already: go on with --resume auto, or give another --output-dir")
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
     world.barrier()
-    return folder
 
 
 def _earlier_state(config: Config, folder: Path, world: World) -> dict[str, Any] | None:
@@ -226,7 +231,7 @@ def _fused(config: Config, accelerator: Accelerator) -> Any | None:
         return None
     fused = accelerator.fused_optimizer(canonical_name(config.optimizer.opt))
     if fused is None:
-        raise ValueError(
+        raise DeviceError(
             f"fused_optimizer: {accelerator.type} has none for opt {config.optimizer.opt}: leave --fused-optimizer out"
         )
     return fused
@@ -234,14 +239,11 @@ def _fused(config: Config, accelerator: Accelerator) -> Any | None:
 
 def _callable_form(config: Config, network: nn.Module, accelerator: Accelerator, world: World) -> nn.Module:
     """What a step calls: `network`, compiled if asked, and wrapped where several processes share gradients."""
-    compute: Any = torch.compile(network) if config.training.compile else network
+    compute: nn.Module = accelerator.compile(network) if config.training.compile else network
     if world.size == 1:
         return compute
-    return nn.parallel.DistributedDataParallel(
-        compute,
-        device_ids=None if accelerator.type == "cpu" else [accelerator.device.index],
-        broadcast_buffers=False,
-        **accelerator.ddp_options(fused_optimizer=config.training.fused_optimizer),
+    return share_gradients(
+        compute, accelerator, **accelerator.ddp_options(fused_optimizer=config.training.fused_optimizer)
     )
 
 

@@ -11,10 +11,9 @@ import sys
 import torch
 import torch.nn.functional as F
 from live import enliven
-from torch.nn.parallel import DistributedDataParallel
 
 from inception_v4.accelerator import select
-from inception_v4.distributed import World, average_buffers, session, synchronise_batch_norm
+from inception_v4.distributed import World, average_buffers, session, share_gradients, synchronise_batch_norm
 from inception_v4.model import InceptionV4
 
 
@@ -28,7 +27,7 @@ def gradients(world: World, *, sync: bool, micro: int = 1) -> dict[str, torch.Te
     model = enliven(InceptionV4(3, drop_rate=0.0)).double().train()
     if sync and world.size > 1:
         synchronise_batch_norm(model, select("cpu"))
-    compute = DistributedDataParallel(model, broadcast_buffers=False) if world.size > 1 else model
+    compute = share_gradients(model, select("cpu")) if world.size > 1 else model
     images, labels = (t[world.rank :: world.size] for t in fixed_batch())
     F.cross_entropy(compute(images), labels).backward()
     average_buffers(model, world)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -145,14 +146,18 @@ SERIES = ".".join(torch.__version__.split(".")[:2])
 
 def test_torch_npu_missing(torch_npu_of):
     torch_npu_of(None)
-    with pytest.raises(DeviceError, match=f"torch-npu is not installed: install CANN and torch-npu {SERIES}"):
+    with pytest.raises(DeviceError, match=rf"torch-npu is not installed: .*`pip install 'torch-npu=={SERIES}\.\*'`"):
         select("npu")
 
 
 def test_torch_npu_of_another_version_is_not_even_imported(torch_npu_of):
     torch_npu_of("1.11.0.post2")
-    with pytest.raises(DeviceError, match=r"torch-npu 1.11.0.post2 does not fit torch .*: install torch 1.11.0, or"):
+    with pytest.raises(DeviceError, match=r"torch-npu 1.11.0.post2 does not fit torch ") as caught:
         select("npu:0")
+    kept, changed = (words.split(" ") for words in re.findall("`pip install (.*?)`", str(caught.value)))
+    # Either the torch that this torch-npu is made for, or the torch-npu of this torch.
+    assert kept == ["torch==1.11.0", "torchvision", "torch-npu==1.11.0.post2"]
+    assert changed == [f"'torch-npu=={SERIES}.*'"]
 
 
 @pytest.mark.parametrize(
@@ -350,6 +355,31 @@ def test_memory_format():
 def test_npu_refuses_channels_last():
     with pytest.raises(DeviceError, match="channels_last is impossible on Ascend"):
         Npu.memory_format(object.__new__(Npu), True)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (Accelerator, r"this CPU: there is no C\+\+ compiler on PATH: install g\+\+, or leave --compile out"),
+        (Cuda, "this CUDA GPU: Triton is not installed: reinstall torch"),
+        (Mps, "this Apple GPU: torch's compiler for Metal"),
+        (Npu, r"this Ascend NPU: it needs Ascend's Triton: `pip install triton-ascend`, or leave --compile out"),
+    ],
+)
+def test_a_device_without_a_compiler_refuses_to_compile(row, message, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    device = object.__new__(row)
+    assert not device.can_compile
+    with pytest.raises(DeviceError, match=f"compile is impossible on {message}"):
+        device.compile(nn.Identity())
+
+
+def test_a_device_with_a_compiler_compiles(monkeypatch, tmp_path):
+    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch, "compile", lambda network: ("compiled", network))
+    assert select("cpu").can_compile and select("cpu").compile("network") == ("compiled", "network")
 
 
 def test_mps_is_for_one_process():

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from parallel_gradients import gradients
 from running import ROOT, environment, run
+from torch import nn
 
-from inception_v4.distributed import World
+from inception_v4.accelerator import select
+from inception_v4.distributed import World, share_gradients
 
 
 def in_processes(output: Path, mode: str, processes: int = 2) -> dict[str, torch.Tensor]:
@@ -27,6 +30,7 @@ def in_processes(output: Path, mode: str, processes: int = 2) -> dict[str, torch
     ]
     done = subprocess.run([*words, str(output), mode], capture_output=True, text=True, env=environment(), timeout=200)
     assert done.returncode == 0, done.stderr
+    assert "FutureWarning" not in done.stderr, done.stderr
     found: dict[str, torch.Tensor] = torch.load(output, weights_only=True)
     return found
 
@@ -46,6 +50,18 @@ def test_gradients_of_two_processes_equal_one_with_the_doubled_batch(tmp_path: P
     assert worst(together, alone, "buffer") < 1e-10
     apart = in_processes(tmp_path / "apart.pt", "apart")
     assert worst(apart, alone, "gradient") > 1e-3, "without SyncBN they differ: the comparison can fail"
+
+
+def test_each_process_keeps_its_own_buffers_and_torch_warns_of_nothing() -> None:
+    """The setting that says so has two names, one for each age of torch; the wrong one warns, and that is an error."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+        assert not share_gradients(network, select("cpu")).will_sync_module_buffers()
+        control = nn.parallel.DistributedDataParallel(network)
+        assert control.will_sync_module_buffers()
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

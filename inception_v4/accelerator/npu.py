@@ -111,10 +111,9 @@ class Npu(Indexed):
         }
         return _checked(optimizers[name]) if name in optimizers else None
 
-    @property
-    def can_compile(self) -> bool:
+    def compile_problem(self) -> str | None:
         """Training needs inductor, and inductor needs Ascend's Triton."""
-        return installed("triton-ascend") is not None
+        return None if installed("triton-ascend") else "it needs Ascend's Triton: `pip install triton-ascend`"
 
     def profiler(self, directory: str) -> Any:
         from torch_npu import profiler
@@ -144,6 +143,15 @@ def _checked(fused: Any) -> Any:
         def zero_grad(self, set_to_none: bool = False) -> None:
             super().zero_grad(set_to_none=False)
 
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            # The plain optimizer's state has neither all options (without `lr_in_momentum` the fused one would
+            # silently compute something else) nor a count of steps.
+            super().load_state_dict(state_dict)
+            for group in self.param_groups:
+                group.update(self.defaults | group)
+            for state in self.state.values():
+                state.setdefault("step", 0)
+
     Checked.__name__ = Checked.__qualname__ = fused.__name__
     return Checked
 
@@ -157,13 +165,13 @@ def _import_problem() -> str | None:
     ours, theirs = _series(torch.__version__), installed("torch-npu")
     if importlib.util.find_spec("torch_npu") is None:
         return (
-            f"torch-npu is not installed: install CANN and torch-npu {ours} (where there is none yet, an older "
-            "torch and torch-npu of one version)"
+            f"torch-npu is not installed: install CANN, and `pip install 'torch-npu=={ours}.*'` (where there is none "
+            "yet, an older torch too; docs/ascend.md has the pairs)"
         )
     if theirs and _series(theirs) != ours:
         return (
-            f"torch-npu {theirs} does not fit torch {torch.__version__}: install torch {_release(theirs)}, or "
-            f"torch-npu {ours}"
+            f"torch-npu {theirs} does not fit torch {torch.__version__}: `pip install torch=={_release(theirs)} "
+            f"torchvision torch-npu=={theirs}`, or `pip install 'torch-npu=={ours}.*'` where there is one"
         )
     os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
     if torch.version.cuda and not _survives_import():

@@ -1,8 +1,11 @@
-// The process group `hccl` for the simulated NPU: gloo on the same bytes, with HCCL's refusals.
+// The process group `hccl` for the simulated NPU: gloo on the same bytes, with HCCL's refusals and its time limit.
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
+
+#include <chrono>
+#include <cstdlib>
 
 namespace {
 
@@ -20,6 +23,14 @@ Tensors as_host(const Tensors& tensors) {
   Tensors out;
   for (const auto& t : tensors) out.push_back(as_host(t));
   return out;
+}
+
+// How long an operation waits for the other processes: HCCL's own default is 1836 s.
+template <typename Options>
+Options limited(Options options) {
+  const char* seconds = std::getenv("HCCL_EXEC_TIMEOUT");
+  options.timeout = std::chrono::seconds(seconds ? std::atol(seconds) : 1836);
+  return options;
 }
 
 // Gloo's work on host views; its result is the device tensors.
@@ -57,12 +68,12 @@ struct Hccl final : c10d::Backend {
 
   c10::intrusive_ptr<c10d::Work> broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) override {
     auto views = as_host(tensors);
-    auto work = gloo_->broadcast(views, options);
+    auto work = gloo_->broadcast(views, limited(options));
     return c10::make_intrusive<HcclWork>(work, views, tensors);
   }
   c10::intrusive_ptr<c10d::Work> allreduce(Tensors& tensors, const c10d::AllreduceOptions& options) override {
     auto views = as_host(tensors);
-    auto work = gloo_->allreduce(views, options);
+    auto work = gloo_->allreduce(views, limited(options));
     return c10::make_intrusive<HcclWork>(work, views, tensors);
   }
   c10::intrusive_ptr<c10d::Work> allgather(
@@ -70,14 +81,14 @@ struct Hccl final : c10d::Backend {
     std::vector<Tensors> output_views;
     for (const auto& list : outputs) output_views.push_back(as_host(list));
     auto views = as_host(inputs);
-    auto work = gloo_->allgather(output_views, views, options);
+    auto work = gloo_->allgather(output_views, views, limited(options));
     return c10::make_intrusive<HcclWork>(work, output_views.at(0), outputs.at(0));
   }
   c10::intrusive_ptr<c10d::Work> _allgather_base(
       at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) override {
     std::vector<Tensors> parts{as_host(output).view(-1).chunk(getSize())};
     Tensors views{as_host(input).view(-1)};
-    auto work = gloo_->allgather(parts, views, options);
+    auto work = gloo_->allgather(parts, views, limited(options));
     return c10::make_intrusive<HcclWork>(work, parts.at(0), Tensors{output});
   }
   c10::intrusive_ptr<c10d::Work> barrier(const c10d::BarrierOptions& options) override {

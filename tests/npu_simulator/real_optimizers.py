@@ -7,6 +7,7 @@ torch-npu's compiled part (storage sizes, formats, moving a tensor into a buffer
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import types
@@ -26,6 +27,8 @@ from torch import nn  # noqa: E402
 
 sys.path.append(str(Path(__file__).parent.parent))
 from live import enliven  # noqa: E402
+
+from inception_v4.optim import RMSpropTF as OwnRMSpropTF  # noqa: E402
 
 REAL = Path(os.environ["TORCH_NPU_WHEEL"]) / "torch_npu"
 
@@ -56,12 +59,19 @@ def load_real() -> None:
     torch_npu.npu.FloatTensor = torch.Tensor
 
 
-def train(name: str, reference: type, options: dict[str, float], *, scaled: bool) -> None:
+def network() -> nn.Module:
+    return enliven(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3)))
+
+
+def real(name: str) -> type:
     fused = npu.fused_optimizer(name)
     assert str(REAL) in sys.modules[fused.__mro__[1].__module__].__file__, "not the real class"
-    models = [enliven(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 3))) for _ in range(2)]
-    models[0].to(npu.device)
-    optimizers = [fused(models[0].parameters(), **options), reference(models[1].parameters(), **options)]
+    return fused
+
+
+def train(name: str, reference: type, options: dict[str, float], *, scaled: bool) -> None:
+    models = [network().to(npu.device), network()]
+    optimizers = [real(name)(models[0].parameters(), **options), reference(models[1].parameters(), **options)]
     dtype = torch.float16 if scaled else None
     scalers = [npu.grad_scaler(dtype, fused_optimizer=True), accelerator.select("cpu").grad_scaler(dtype)]
     for step in range(5):
@@ -76,9 +86,40 @@ def train(name: str, reference: type, options: dict[str, float], *, scaled: bool
             scaler.update()
     assert scalers[0].skipped() == scalers[1].skipped() == (1 if scaled else 0)
     assert scalers[0].get_scale() == scalers[1].get_scale()
-    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
-        torch.testing.assert_close(one.detach().cpu(), other.detach(), rtol=1e-5, atol=1e-6)
-    optimizers[0].state_dict()
+    require_equal(*models)
+
+
+def require_equal(one: nn.Module, other: nn.Module) -> None:
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a.detach().cpu(), b.detach().cpu(), rtol=1e-5, atol=1e-6)
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    for number in numbers:
+        images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(number))
+        optimizer.zero_grad()
+        model(images.to(next(model.parameters()).device)).square().mean().backward()
+        optimizer.step()
+
+
+def resume(name: str, plain: type, options: dict[str, float]) -> None:
+    """Two steps with one of them, saved, and two more with the other, are four steps with the plain one."""
+    whole = network()
+    steps(whole, plain(whole.parameters(), **options), range(4))
+    kinds = {"fused": (real(name), npu.device), "plain": (plain, "cpu")}
+    for first, second in (("fused", "fused"), ("fused", "plain"), ("plain", "fused")):
+        (one, place), (other, target) = kinds[first], kinds[second]
+        start, end, file = network().to(place), network().to(target), io.BytesIO()
+        optimizer = one(start.parameters(), **options)
+        steps(start, optimizer, range(2))
+        torch.save([start.state_dict(), optimizer.state_dict()], file)
+        file.seek(0)
+        weights, state = torch.load(file, map_location="cpu")
+        end.load_state_dict(weights)
+        optimizer = other(end.parameters(), **options)
+        optimizer.load_state_dict(state)
+        steps(end, optimizer, range(2, 4))
+        require_equal(end, whole)
 
 
 load_real()
@@ -88,4 +129,6 @@ train("momentum", torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay":
 train("nesterov", torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}, scaled=False)
 train("rmsproptf", RMSpropTF, rmsprop, scaled=False)
 train("rmsproptf", RMSpropTF, rmsprop, scaled=True)
-print("equal: momentum nesterov rmsproptf, scaled rmsproptf")
+resume("rmsproptf", OwnRMSpropTF, rmsprop)
+resume("momentum", torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2})
+print("equal: momentum nesterov rmsproptf, scaled rmsproptf, resumed rmsproptf momentum")

@@ -40,13 +40,18 @@ class _Flat(torch.optim.Optimizer):
             members = [p for p in group["params"] if p.grad is not None]
             if not joined:
                 for name, start in self.state_names.items():
-                    states = [self.state[p].setdefault(name, torch.full_like(p, start)) for p in members]
+                    states = [self._own(self.state[p], name, torch.full_like(p, start)) for p in members]
                     joined[name] = _join(states)
             if group["weight_decay"]:
                 gradient = gradient.add(params, alpha=group["weight_decay"])
             self.update(group, params, gradient, joined)
 
     state_names: ClassVar[dict[str, float]] = {}
+
+    def _own(self, state: dict[str, Any], name: str, start: torch.Tensor) -> torch.Tensor:
+        """The state of one parameter in memory of its own, to be joined with the others'."""
+        state[name] = start.copy_(state[name]) if name in state else start
+        return state[name]
 
     def update(
         self, group: dict[str, Any], params: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor]
@@ -88,14 +93,21 @@ class NpuFusedRMSpropTF(_Flat):
         lr_in_momentum: bool = True,
     ) -> None:
         options = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-        super().__init__(params, options)
+        super().__init__(params, options | {"lr_in_momentum": lr_in_momentum})
+
+    def _own(self, state: dict[str, Any], name: str, start: torch.Tensor) -> torch.Tensor:
+        if not state:
+            state["step"] = 0
+        state["step"] += 0  # the real one needs it wherever there is a state
+        return super()._own(state, name, start)
 
     def update(self, group: Any, params: Any, gradient: Any, state: Any) -> None:
         square, moment = state["square_avg"], state["momentum_buffer"]
         square.add_(gradient.pow(2) - square, alpha=1 - group["alpha"])
         root = square.add(group["eps"]).sqrt_()
-        moment.mul_(group["momentum"]).addcdiv_(gradient, root, value=group["lr"])
-        params.sub_(moment)
+        inside = group.get("lr_in_momentum")  # as the real one: an option that is missing is off
+        moment.mul_(group["momentum"]).addcdiv_(gradient, root, value=group["lr"] if inside else 1)
+        params.sub_(moment, alpha=1 if inside else group["lr"])
 
 
 class NpuFusedSGD(_Flat):
@@ -110,7 +122,8 @@ class NpuFusedSGD(_Flat):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov})
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, options | {"nesterov": nesterov})
 
     def update(self, group: Any, params: Any, gradient: Any, state: Any) -> None:
         moment = state["momentum_buffer"].mul_(group["momentum"]).add_(gradient)

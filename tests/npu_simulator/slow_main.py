@@ -1,0 +1,25 @@
+"""Run by tests/test_npu_commands.py under torchrun: a command whose main process is slow to write checkpoints."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from inception_v4.accelerator import prepare_environment
+
+prepare_environment("npu")
+
+from inception_v4 import train  # noqa: E402
+from inception_v4.checkpoint import save_checkpoint  # noqa: E402
+from inception_v4.cli import main  # noqa: E402
+
+
+def slowly(*arguments: Any, **options: Any) -> Path:
+    time.sleep(float(os.environ["SLOW_SECONDS"]))
+    return save_checkpoint(*arguments, **options)
+
+
+train.save_checkpoint = slowly  # type: ignore[attr-defined]
+main()

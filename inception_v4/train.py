@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -164,11 +164,19 @@ class NoProfiler:
     def step(self) -> None: ...
 
 
-def _profiler(job: Job) -> Any:
+@contextmanager
+def _profiler(job: Job) -> Iterator[Any]:
     """A recording of a few of the first steps, in the run directory, by the main process where asked for."""
-    if job.config.run.profile and job.world.is_main:
-        return job.accelerator.profiler(str(job.folder / "profile"))
-    return nullcontext(NoProfiler())
+    if not (job.config.run.profile and job.world.is_main):
+        yield NoProfiler()
+        return
+    folder = job.folder / "profile"
+    with job.accelerator.profiler(str(folder)) as profiler:
+        yield profiler
+    if any(folder.rglob("*.json*")):
+        job.log.say(f"profile of the run's third to fifth step: {folder} (open its .json in ui.perfetto.dev)")
+    else:
+        job.log.say("no profile: it is of the third to fifth step, and the run had fewer")
 
 
 def stop_if_asked(job: Job, *, saved: bool = False) -> None:

@@ -18,7 +18,7 @@ from live import enliven
 from running import TINY, as_flags, command, differing, environment, final_state, run, tiny
 from safetensors import safe_open
 
-from inception_v4.accelerator import select
+from inception_v4.accelerator import DeviceError, select
 from inception_v4.augment import DeviceTransform
 from inception_v4.checkpoint import CheckpointError
 from inception_v4.config import load_config
@@ -135,6 +135,27 @@ def test_contradicting_resume_is_refused(finished_run: Path, tmp_path: Path) -> 
         train(tiny(tmp_path / "b", **LIVELY, resume=checkpoint, weight_decay_filter="no_norm_bias"))
     with pytest.raises(ValueError, match="holds a run already"):
         train(tiny(finished_run))
+
+
+def test_profile_leaves_a_trace_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny(tmp_path / "run", epochs=1, shapes_train=20, profile=True))
+    (trace,) = (tmp_path / "run" / "profile").glob("*.json")
+    names = [event.get("name", "") for event in json.loads(trace.read_text())["traceEvents"]]
+    assert sum(name.startswith("ProfilerStep#") for name in names) == 3 and "aten::convolution" in names
+    assert f"profile of the run's third to fifth step: {trace.parent}" in capsys.readouterr().err
+    train(tiny(tmp_path / "short", max_steps=1, profile=True))
+    assert "no profile: " in capsys.readouterr().err and not list((tmp_path / "short" / "profile").glob("*"))
+
+
+def test_what_the_device_cannot_do_is_refused_and_leaves_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DeviceError, match="fused_optimizer: cpu has none for opt momentum"):
+        train(tiny(tmp_path / "run", fused_optimizer=True))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"compile is impossible on this CPU: there is no C\+\+ compiler.*install g"):
+        train(tiny(tmp_path / "run", compile=True))
+    assert not (tmp_path / "run").exists()
 
 
 def test_accumulation_with_a_remainder_equals_one_big_batch() -> None:

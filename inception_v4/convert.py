@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
-from inception_v4.augment import DeviceTransform, eval_transform
 from inception_v4.model import InceptionV4
-from inception_v4.pictures import read_picture
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import Weights, WeightsError, WeightsInfo, load_weights, read_weights
 from inception_v4.weights.compare import identical, largest_difference
@@ -182,6 +180,10 @@ def _check_outputs(
 
 def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tensor]:
     """Normalised batches [B, C, S, S] by name."""
+    # Only here: torchvision takes longer to start than a conversion.
+    from inception_v4.augment import DeviceTransform, eval_transform
+    from inception_v4.pictures import read_picture
+
     how = info.preprocessing
     if files and info.in_channels != 3:
         raise WeightsError(f"pictures have 3 channels, the network {info.in_channels}: verify without pictures")

@@ -212,13 +212,13 @@ def test_optimizers_without_a_counterpart(tmp_path, name, message):
 MEASURE = """
 import sys, time
 import torch
-from inception_v4.convert import convert_weights
 
 def memory(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key))
 
 open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again from here
 before, start = memory("VmRSS"), time.process_time()
+from inception_v4.convert import convert_weights
 convert_weights(*sys.argv[1:])
 print(time.process_time() - start, (memory("VmHWM") - before) * 1024)
 """

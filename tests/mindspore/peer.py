@@ -123,18 +123,22 @@ def train(directory: str) -> None:
 
 
 def step(file: str, images: str, labels: str, out: str) -> None:
-    """One step of Momentum from a file with optimizer state: loss, parameters and moments after it."""
+    """One step of Momentum from a file with optimizer state, BatchNorm's statistics held still, then one forward pass
+    that moves them: loss, parameters, moments and statistics after both."""
     tensors = ms.load_checkpoint(file)
     network = build("mindcv", tensors["classifier.bias"].shape[0])
     network.dropout = nn.Identity()
-    optimizer = nn.Momentum(network.trainable_params(), 0.01, 0.9, weight_decay=4e-5)
+    # As a group: a bare list would leave gamma and beta out of the decay.
+    group = {"params": network.trainable_params(), "weight_decay": 4e-5}
+    optimizer = nn.Momentum([group], 0.01, 0.9)
     missing_in_network, _ = ms.load_param_into_net(network, tensors, strict_load=True)
     missing_in_optimizer, _ = ms.load_param_into_net(optimizer, tensors, strict_load=True)
-    network.set_train()
+    network.set_train(False)
     criterion = nn.CrossEntropyLoss()
     forward = ms.value_and_grad(lambda x, y: criterion(network(x), y), None, optimizer.parameters)
     loss, gradients = forward(ms.Tensor(np.load(images)), ms.Tensor(np.load(labels).astype(np.int32)))
     optimizer(gradients)
+    network.set_train()(ms.Tensor(np.load(images)))
     after = {p.name: p.asnumpy() for p in [*network.get_parameters(), *optimizer.get_parameters()]}
     np.savez(out, loss=loss.asnumpy(), missing=np.array(missing_in_network + missing_in_optimizer, str), **after)
 

@@ -164,10 +164,19 @@ def test_checkpoints_of_real_training(trained, name, table, extras):
         assert not torch.equal(average["last_linear.bias"], weights.state["last_linear.bias"])
 
 
+def apart(one: np.ndarray | torch.Tensor, other: torch.Tensor) -> float:
+    """The norm of the difference, as a share of the norm."""
+    return float((torch.as_tensor(one) - other).norm() / other.norm())
+
+
 def test_training_goes_on_in_mindspore(folder, tmp_path):
-    """Weights and Momentum's state from here; one step there and one here agree."""
+    """Weights and Momentum's state from here; one step there and one here agree, and so do BatchNorm's statistics.
+
+    The step holds the statistics still: through 149 BatchNorms on few pictures float32 gradients are chaotic (PyTorch's
+    own differ from float64's by a fifth), so that a comparison would show nothing.
+    """
     torch.manual_seed(0)
-    model = enliven(fresh(10, drop_rate=0.0, bn_momentum=1 - 0.9997)).train()
+    model = enliven(fresh(10, drop_rate=0.0, bn_momentum=1 - 0.9997)).eval()
     groups = parameter_groups(model, Optimizer(weight_decay=4e-5))
     optimizer = torch.optim.SGD(groups, 0.01, momentum=0.9)
     images, labels = torch.from_numpy(np.load(folder / "images.npy")), torch.tensor([1, 2, 3, 4])
@@ -187,21 +196,29 @@ def test_training_goes_on_in_mindspore(folder, tmp_path):
     convert_weights(tmp_path / "step-00000001.pt", tmp_path / "here.ckpt", with_optimizer=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     peer(
-        tmp_path, "step", tmp_path / "here.ckpt", folder / "images.npy", tmp_path / "labels.npy", tmp_path / "after.npz"
+        tmp_path,
+        "step",
+        tmp_path / "here.ckpt",
+        folder / "images.npy",
+        tmp_path / "labels.npy",
+        tmp_path / "after.npz",
     )
+    earlier = {name: optimizer.state[p]["momentum_buffer"].clone() for name, p in model.named_parameters()}
     loss, after = step(), np.load(tmp_path / "after.npz")
-    changes, moments = [], []
+    with torch.no_grad():
+        model.train()(images)
+    changes, moments, forgotten = [], [], []
     for name, parameter in model.named_parameters():
         other = mindcv.table()[name]
-        moved = (parameter.detach() - before[name]).abs().max()
-        changes.append(float(np.abs(after[other] - parameter.detach().numpy()).max() / moved))
-        buffer = optimizer.state[parameter]["momentum_buffer"].numpy()
-        moments.append(float(np.abs(after[f"moments.{other}"] - buffer).max() / np.abs(buffer).max()))
-    statistics = max(
-        float(np.abs(after[other] - model.state_dict()[name].numpy()).max())
-        for name, other in mindcv.table().items()
-        if "running" in name
-    )
+        moved = parameter.detach() - before[name]
+        buffer = optimizer.state[parameter]["momentum_buffer"]
+        changes.append(apart(after[other] - before[name].numpy(), moved))
+        moments.append(apart(after[f"moments.{other}"], buffer))
+        forgotten.append(apart(buffer - 0.9 * earlier[name], buffer))
+    ours = model.state_dict()
+    running = {name: other for name, other in mindcv.table().items() if "running" in name}
+    statistics = max(float(np.abs(after[other] - ours[name].numpy()).max()) for name, other in running.items())
+    drift = min(float((ours[name] - before[name]).abs().max()) for name in running)
     print(
         f"one step: loss {loss:.6f} here, {float(after['loss']):.6f} there; parameters differ by at most "
         f"{max(changes):.1e} of their step, moments by {max(moments):.1e}, BatchNorm statistics by {statistics:.1e}"
@@ -209,6 +226,7 @@ def test_training_goes_on_in_mindspore(folder, tmp_path):
     assert sorted(after["missing"].tolist()) == ["learning_rate", "momentum"]
     assert after["global_step"].tolist() == [2]
     assert abs(loss - after["loss"]) < 1e-4
-    assert max(changes) < 1e-2
-    assert max(moments) < 1e-2
-    assert statistics < 1e-4
+    assert max(changes) < 1e-3  # without the decay of gamma it would be 2.6e-2
+    assert max(moments) < 1e-3
+    assert min(forgotten) > 0.1  # a step without Momentum's state from here would show
+    assert statistics < 1e-6 < drift / 10

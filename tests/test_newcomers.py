@@ -49,7 +49,7 @@ def test_a_folder_of_photos_becomes_a_run(
     assert run(words) == 0
     said = capsys.readouterr().err
     for part in (
-        "image_size", "batch_size 8: ", "lr 0.01 per 32 pictures", "epochs 15: about", "pictures per class are few",
+        "image_size", "batch_size 8: ", "lr 0.01 per 32 pictures", "epochs 2: about", "pictures per class are few",
         "as you said: image_size 75, epochs 2", "20 training and 5 validation pictures, 2 classes, 75 px",
         "start from ", "best top-1 ", "curves.png", "next: inception-v4 predict PICTURE --ckpt-path runs/",
     ):  # fmt: skip

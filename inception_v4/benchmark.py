@@ -133,7 +133,8 @@ def _prepare(setup: Setup, entry: Entry, row: Row) -> tuple[Pass, Tensor, Row]:
         run()
     accelerator.synchronize()
     peak = accelerator.peak_memory()
-    memory = None if peak is None or before is None else peak - before
+    # On a CPU contestants share what the process has: see `_alone`.
+    memory = None if peak is None or before is None or accelerator.type == "cpu" else peak - before
     return run, output, replace(row, first_seconds=seconds, memory=memory)
 
 
@@ -219,28 +220,16 @@ def _alone(group: Group, entry: Entry) -> int | None:
 
 
 def _peak_of(group: Group) -> int | None:
-    resource = _resource()
-    if resource is None:
-        return None
     accelerator = select("cpu")
+    accelerator.activate()
     setup = Setup(accelerator, task=group.task, batch_size=group.batch_size, image_size=group.image_size)
     setup.network  # noqa: B018  the weights and pictures are everyone's
     before = accelerator.used_memory()
     run = FORMS[group.entries[0].form].build(setup, group.entries[0].precision)
     run()
     setup.close()
-    # Linux counts kilobytes, macOS bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
-    return None if before is None else peak - before
-
-
-def _resource() -> Any | None:
-    """The module that knows a process's peak memory; Windows has none."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource
+    peak = accelerator.peak_memory()
+    return None if before is None or peak is None else peak - before
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -46,7 +46,8 @@ def train(config: Config) -> dict[str, Any]:
     accelerator = select(config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
     with session(accelerator) as world:
-        job = prepare(config, accelerator, world)
+        # Settings chosen by free memory may differ between processes, which must take the same steps.
+        job = prepare(world.share(config), accelerator, world)
         try:
             with _catch_signals(job.stopping), _profiler(job) as job.profiler:
                 run_epochs(job)
@@ -64,8 +65,9 @@ def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
     source = open_source(config.data, "train", world=World(), seed=config.run.seed)
     started_from = bool(config.network.pretrained or config.network.ckpt_path)
     settings, reasons = choose_defaults(
-        len(source), len(source.class_names), accelerator.memory(), accelerator.type, pretrained=started_from
-    )
+        len(source), len(source.class_names), accelerator.memory(), accelerator.type, pretrained=started_from,
+        fixed={name: value for name, value in config.flat().items() if name in given},
+    )  # fmt: skip
     chosen = {name: value for name, value in settings.items() if name not in given}
     if "lr" in given:
         chosen["lr_base_batch"] = None

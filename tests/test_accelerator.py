@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import platform
 import random
 import re
 import subprocess
@@ -411,7 +413,9 @@ def test_what_the_cpu_has_not_is_a_harmless_nothing():
     cpu = select("cpu")
     cpu.synchronize()
     cpu.reset_peak_memory()
-    assert cpu.peak_memory() is None and cpu.fused_optimizer("rmsproptf") is None
+    peak, used = cpu.peak_memory(), cpu.used_memory()
+    assert (peak is None) == (used is None) and (peak or 0) >= (used or 0)
+    assert cpu.fused_optimizer("rmsproptf") is None
     assert cpu.process_group_options() == {} and not cpu.multi_tensor and not cpu.pin_memory
     stream, batch = cpu.copy_stream(), (torch.ones(2), "name")
     with stream:
@@ -482,3 +486,26 @@ def test_environment_report():
 def test_a_precision_that_fails_when_tried_is_reported(monkeypatch):
     monkeypatch.setattr(Accelerator, "autocast", lambda self, dtype: contextlib.nullcontext())
     assert environment_report()["devices"]["cpu"]["amp"]["bf16"] == "no: it computes in torch.float32 instead"
+
+
+def test_freed_memory_is_kept_for_the_next_time() -> None:
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("another C library")
+    code = """
+import resource, torch
+from inception_v4.accelerator import select
+def faults():
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(25_000_000)
+        count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return count
+print(faults())
+select("cpu").activate()
+faults()
+print(faults())
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, cwd=ROOT, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 1000 and after < before / 10

@@ -1,4 +1,4 @@
-"""Recipe files of MindCV and the ModelZoo trained as they are: `--data_dir` of a small folder, `--device cpu`, `--smoke`."""
+"""Recipe files of MindCV and the ModelZoo trained as they are, with `--data_dir`, `--device cpu` and `--smoke`."""
 
 from __future__ import annotations
 

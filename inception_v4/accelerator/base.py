@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import platform
@@ -29,6 +30,22 @@ class DeviceError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def keep_freed_memory() -> bool:
+    """Make glibc keep large blocks that were freed for the next time; elsewhere it does nothing.
+
+    By default it gives every block above some megabytes back to the system and gets it again page by page, each page
+    filled with zeros: a seventh of a training step on a CPU. MALLOC_ variables of the environment win.
+
+    Returns:
+        Whether anything was changed.
+    """
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    libc = ctypes.CDLL(None)
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
 
 
 class CopyStream:
@@ -139,6 +156,8 @@ class Accelerator:
         import torch
 
         torch.use_deterministic_algorithms(deterministic)
+        if self.type == "cpu":
+            keep_freed_memory()
 
     def amp_dtype(self, amp: str) -> torch.dtype | None:
         """The type that `amp` ("off", "bf16" or "fp16") computes in; None is off.
@@ -232,8 +251,12 @@ class Accelerator:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def peak_memory(self) -> int | None:
-        """Most bytes of device memory in use since the last reset; None where nobody counts (cpu, mps)."""
-        return None
+        """Most bytes in use since the last reset, on the CPU since the process started; None where nobody counts."""
+        status = "/proc/self/status"
+        if self.type != "cpu" or not os.path.exists(status):
+            return None
+        with open(status) as file:
+            return next((1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:")), None)
 
     def reset_peak_memory(self) -> None:
         """Start a new count for `peak_memory`."""

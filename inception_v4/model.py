@@ -7,17 +7,15 @@ Inception-C blocks, then a global pool and one linear layer. Sizes in comments a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+
+from inception_v4.recompute import checkpointed
 
 MIN_IMAGE_SIZE = 75
 """Smallest input side, in pixels, that leaves a 1x1 map after the last reduction."""
@@ -265,7 +263,7 @@ class InceptionV4(nn.Module):
         return self.last_linear
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keeps only the blocks' inputs for the backward pass and computes the rest again: less memory, more time."""
+        """Keeps the inputs of some blocks for the backward pass and computes the rest again: less memory, more time."""
         self.grad_checkpointing = enable
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -273,8 +271,9 @@ class InceptionV4(nn.Module):
         _check_images(x, self.in_channels)
         if not (self.grad_checkpointing and torch.is_grad_enabled()):
             return self.features(x)
-        for block in self.features:
-            x = _checkpointed(block, x)
+        blocks = list(self.features)
+        for start, end in zip(_KEPT, (*_KEPT[1:], len(blocks)), strict=True):
+            x = checkpointed(blocks[start:end], x)
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -310,11 +309,11 @@ class InceptionV4(nn.Module):
         ends = [int(info["module"].rpartition(".")[2]) for info in self.feature_info]
         wanted = {ends[level] for level in _levels(indices, len(ends))}
         intermediates = []
-        run = _checkpointed if self.grad_checkpointing and torch.is_grad_enabled() else nn.Module.__call__
+        frugal = self.grad_checkpointing and torch.is_grad_enabled()
         for index, block in enumerate(self.features):
             if stop_early and index > max(wanted):
                 break
-            x = run(block, x)
+            x = checkpointed([block], x) if frugal else block(x)
             if index in wanted:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)
@@ -340,33 +339,9 @@ def _check_images(x: Tensor, in_channels: int) -> None:
         raise ValueError(f"input is {height}x{width} pixels: Inception-v4 needs at least {MIN_IMAGE_SIZE} a side")
 
 
-def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    # No block draws random numbers, so that their state needs no saving.
-    run = partial(checkpoint, block, x, use_reentrant=False, preserve_rng_state=False)
-    # torch.compile takes no contexts and needs none: its recomputation updates no buffer.
-    return run() if torch.compiler.is_compiling() else run(context_fn=partial(_recompute_contexts, block))
-
-
-def _recompute_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _frozen_statistics(block)
-
-
-@contextmanager
-def _frozen_statistics(block: nn.Module) -> Iterator[None]:
-    """A second forward pass of the same batch must not enter BatchNorm's running statistics a second time.
-
-    Momentum 0 rather than `track_running_stats=False`: the recomputation has to save the same tensors.
-    """
-    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
-    saved = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
-    try:
-        for norm in norms:
-            norm.momentum = 0.0
-            norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
-        yield
-    finally:
-        for norm, (momentum, counter) in zip(norms, saved, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, counter
+_KEPT = (0, 4, 6, 10, 14, 18)
+"""Blocks whose inputs activation checkpointing keeps. The backward pass comes to the large maps of the first blocks
+last, when little else is in memory, so more of them are computed again at a time."""
 
 
 @torch.no_grad()

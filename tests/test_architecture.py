@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "inception_v4"
 
 LAYERS = (
-    {"preprocessing", "jpeg"},
+    {"preprocessing", "jpeg", "recompute"},
     {
         "model",
         "accelerator",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import tiny
+from running import THREADS, tiny
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,4 +38,4 @@ LIVELY = {
 
 @pytest.fixture(autouse=True)
 def quiet_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)

@@ -14,6 +14,8 @@ from inception_v4.config import build_config
 from inception_v4.schema import Config
 
 ROOT = Path(__file__).parent.parent
+THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+"""Of a test: two, shared with the other processes of a parallel run."""
 TINY: dict[str, Any] = {
     "recipe": "tiny", "dataset": "shapes", "shapes_train": 24, "shapes_val": 10, "shapes_classes": 2, "shapes_size": 80,
     "image_size": 75, "batch_size": 4, "val_batch_size": 4, "epochs": 2, "opt": "momentum", "lr": 0.01, "workers": 0,

@@ -47,7 +47,7 @@ def test_exported_files_of_both_kinds_compute_the_same() -> None:
 
 def test_a_training_step_is_one_and_its_loss_is_timms() -> None:
     entries = [Entry("timm", "fp32"), Entry("plain", "fp32"), Entry("plain checkpointing", "fp32")]
-    rows = measure(group(*entries, task="train", batch_size=8), select("cpu"), FAST)
+    rows = measure(group(*entries, task="train", batch_size=32), select("cpu"), FAST)
     assert [row.error for row in rows] == [None] * 3
     assert all(row.difference < 1e-4 for row in rows), "before the first update the losses are equal"
     assert rows[0].tflops == pytest.approx(3 * rows[0].images_per_second * flops_per_image(75) / 1e12)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import npu_simulator
 import pytest
+from running import THREADS
 
 ROOT = Path(__file__).parent.parent
 HERE = Path(__file__).parent / "npu_simulator"
@@ -25,7 +26,7 @@ def _built():
 
 def run(*command: object, **settings: object) -> subprocess.CompletedProcess[str]:
     """`command` of this Python, where torch-npu is the simulator."""
-    environment = npu_simulator.environment(**({"OMP_NUM_THREADS": 2} | settings))
+    environment = npu_simulator.environment(**({"OMP_NUM_THREADS": THREADS} | settings))
     return subprocess.run(
         [sys.executable, *map(str, command)], cwd=ROOT, env=environment, text=True, capture_output=True
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from inception_v4.crops import Box, EvalTransform, below, draw_box, pad_crop, resize, uniform
+from inception_v4.crops import Box, EvalTransform, below, draw_box, draw_sides, pad_crop, resize
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.schema import Augmentation
 
@@ -169,11 +169,8 @@ def draw_erased_box(how: Augmentation, rng: Random) -> Tensor:
     """Random erasing's box [top, left, bottom, right], int32; all 0 for none."""
     size = how.image_size
     if rng.random() < how.re_prob:
-        low, high = math.log(how.re_ratio[0]), math.log(how.re_ratio[1])
         for _ in range(how.re_max_attempts):
-            area = size * size * uniform(rng, *how.re_scale)
-            aspect = math.exp(uniform(rng, low, high))
-            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            height, width = draw_sides(rng, size * size, scale=how.re_scale, ratio=how.re_ratio)
             if 0 < height < size and 0 < width < size:
                 top, left = below(rng, size - height + 1), below(rng, size - width + 1)
                 return torch.tensor([top, left, top + height, left + width], dtype=torch.int32)

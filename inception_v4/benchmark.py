@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inception_v4 import __version__
 from inception_v4.accelerator import Accelerator, select
+from inception_v4.accelerator.npu import installed
 from inception_v4.contestants import DTYPES, FORMS, Entry, Pass, Setup
 from inception_v4.model import InceptionV4
 
@@ -201,10 +202,9 @@ def flops_per_image(image_size: int) -> float:
     return float(counter.get_total_flops())
 
 
-def matrix_rate(accelerator: Accelerator, precision: str, size: int = 4096) -> float | None:
-    """TFLOP/s of a square matrix product, the ceiling of everything above; None where there is no such product."""
-    if precision == "int8":
-        return None
+def matrix_rate(accelerator: Accelerator, precision: str) -> float:
+    """TFLOP/s of a square matrix product, the ceiling of everything above."""
+    size = 2048 if accelerator.type == "cpu" else 8192
     accelerator.activate(tf32=precision != "fp32")
     a = torch.randn(size, size, device=accelerator.device).to(DTYPES[precision])
     torch.mm(a, a)
@@ -241,7 +241,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "platform": platform.platform(terse=True),
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("torch", "timm", "onnxruntime", "openvino")},
+        **{name: installed(name) for name in ("torch", "timm", "onnxruntime", "openvino")},
         "inception-v4": __version__,
         "matrix_tflops": {
             p: round(rate, 2) for p in ("fp32", "tf32", "bf16") if (rate := _rate_or_none(accelerator, p)) is not None
@@ -254,16 +254,7 @@ def _rate_or_none(accelerator: Accelerator, precision: str) -> float | None:
         return None
     if precision == "tf32" and accelerator.type == "cpu":
         return None
-    return matrix_rate(accelerator, precision, 2048 if accelerator.type == "cpu" else 8192)
-
-
-def _version(package: str) -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    return matrix_rate(accelerator, precision)
 
 
 def chosen(

@@ -86,12 +86,11 @@ def benchmark(suite: str, device: str, data: str | None, **options: Any) -> int:
     prepare_environment(device)
     from inception_v4 import benchmark as module
 
-    say = _say if options["json_file"] != "-" else lambda line: click.echo(line, err=True)
     if data is not None:
         return _measure_data(data, device, options)
     groups = _groups(suite, options)
     timing = module.Options(repeats=options["repeats"], memory=options["memory"] or suite == "memory")
-    result = module.run_groups(groups, device, timing, say)
+    result = module.run_groups(groups, device, timing, _say)
     _deliver(result, options)
     failed = [row for row in result["rows"] if row["error"] and row["form"].split()[0] not in PEERS]
     return 1 if failed else 0
@@ -129,17 +128,23 @@ def _groups(suite: str, options: dict[str, Any]) -> list[Any]:
 
 
 def _deliver(result: dict[str, Any], options: dict[str, Any]) -> None:
-    if options["json_file"] == "-":
-        click.echo(json.dumps(result, indent=2))
-    else:
+    if not _wrote_json_on_stdout(result, options["json_file"]):
         for name, value in result["environment"].items():
-            click.echo(f"{name}: {value}", err=True)
+            _say(f"{name}: {value}")
         for header, rows in tables(result["rows"]):
             print_table(header, rows)
-        if options["json_file"]:
-            Path(options["json_file"]).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     if options["markdown"]:
         Path(options["markdown"]).write_text(to_markdown(result), encoding="utf-8")
+
+
+def _wrote_json_on_stdout(result: dict[str, Any], file: str | None) -> bool:
+    """Writes the figures to `file`, where one is given; True leaves stdout to them alone."""
+    text = json.dumps(result, indent=2)
+    if file == "-":
+        click.echo(text)
+    elif file:
+        Path(file).write_text(text + "\n", encoding="utf-8")
+    return file == "-"
 
 
 HEADER = ("contestant", "precision", "ms", "spread %", "images/s", "x first", "first result s", "TFLOP/s",
@@ -205,14 +210,11 @@ def _measure_data(folder: str, device: str, options: dict[str, Any]) -> int:
                          options["image_size"], (entry,))  # fmt: skip
     needed = module.measure(group, accelerator, module.Options(repeats=3))[0].images_per_second
     result = {"environment": module.environment(accelerator), "loaders": rows, "training_images_per_second": needed}
-    if options["json_file"] == "-":
-        click.echo(json.dumps(result, indent=2))
+    if _wrote_json_on_stdout(result, options["json_file"]):
         return 0
     print_table(LOADER_HEADER, [_loader_cells(row) for row in rows])
     if needed:
         click.echo(_verdict(rows[0]["images_per_second"], needed, precision, options["workers"]))
-    if options["json_file"]:
-        Path(options["json_file"]).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

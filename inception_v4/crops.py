@@ -24,16 +24,20 @@ _ATTEMPTS = 10  # timm's and torchvision's
 
 def draw_box(rng: Random, height: int, width: int, how: Augmentation) -> Box:
     """RandomResizedCrop's box, distributed as timm's and torchvision's; the centre where none fits in ten tries."""
-    low, high = math.log(how.ratio[0]), math.log(how.ratio[1])
     for _ in range(_ATTEMPTS):
-        area = height * width * uniform(rng, *how.scale)
-        aspect = math.exp(uniform(rng, low, high))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        w, h = draw_sides(rng, height * width, scale=how.scale, ratio=how.ratio)
         if 0 < w <= width and 0 < h <= height:
             return Box(below(rng, height - h + 1), below(rng, width - w + 1), h, w)
     h = min(height, max(1, round(width / how.ratio[0])))
     w = min(width, max(1, round(height * how.ratio[1])))
     return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def draw_sides(rng: Random, pixels: int, *, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int]:
+    """Two sides of a box with a share of `pixels` from `scale`; the first by the second is from `ratio`."""
+    area = pixels * uniform(rng, *scale)
+    aspect = math.exp(uniform(rng, math.log(ratio[0]), math.log(ratio[1])))
+    return round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
 
 
 def uniform(rng: Random, low: float, high: float) -> float:

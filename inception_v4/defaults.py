@@ -69,16 +69,13 @@ def choose_defaults(
     reasons = [] if "image_size" in fixed else reasons
     if settings["amp"] != "off":
         reasons.append(f"amp {settings['amp']}: half precision takes less time and memory on {device_type}")
-    for chosen, why in (
-        _batch(n_images, memory_bytes, settings),
-        (_finetune if pretrained else _scratch)(n_images),
-    ):
+    batch, reason = _batch(n_images, memory_bytes, settings)
+    if "batch_size" in fixed:
+        batch, reason = batch | {"batch_size": fixed["batch_size"]}, []
+    for chosen, why in ((batch, reason), (_finetune if pretrained else _scratch)(n_images)):
         settings |= chosen
         reasons += why
     plan = PLANS["finetune" if pretrained else "scratch", device]
-    if "batch_size" in fixed:
-        settings["batch_size"] = fixed["batch_size"]
-        reasons = [reason for reason in reasons if not reason.startswith("batch_size")]
     epochs = fixed.get("epochs", plan.epochs(n_images))
     for chosen, why in (_length(n_images, epochs, settings["batch_size"]), _advice(n_images, n_classes, pretrained)):
         settings |= chosen

@@ -7,7 +7,7 @@ turn into integer kernels. Ranges come from pictures: give some hundred like tho
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,37 +28,24 @@ def quantize(source: Path, destination: Path, batches: Iterable[Tensor]) -> None
         RuntimeUnavailable: onnxruntime or onnx is not installed.
     """
     onnx = require("onnx")
-    quantization = _quantization()
+    require("onnxruntime")
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = onnx.load(str(source)).graph.input[0].name
+    feeds = ({name: batch.contiguous().numpy()} for batch in batches)
+
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self) -> dict[str, Any] | None:
+            return next(feeds, None)
+
     with tempfile.TemporaryDirectory(prefix="inception-v4-int8-") as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quantization.shape_inference.quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+        quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
-            str(prepared), str(destination), _reader(quantization, prepared, batches, onnx),
+            str(prepared), str(destination), Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             per_channel=True,
         )  # fmt: skip
-
-
-def _quantization() -> Any:
-    require("onnxruntime")
-    from onnxruntime import quantization
-    from onnxruntime.quantization import shape_inference
-
-    assert shape_inference
-    return quantization
-
-
-def _reader(quantization: Any, model: Path, batches: Iterable[Tensor], onnx: Any) -> Any:
-    name = onnx.load(str(model), load_external_data=False).graph.input[0].name
-
-    class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self._batches: Iterator[Tensor] = iter(batches)
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self._batches, None)
-            return None if batch is None else {name: batch.contiguous().numpy()}
-
-    return Reader()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import platform
@@ -32,6 +33,7 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+@functools.cache  # once in a process
 def keep_freed_memory() -> bool:
     """Make glibc keep large blocks that were freed for the next time; elsewhere it does nothing.
 

@@ -189,7 +189,7 @@ def _survives_import() -> bool:
     Beside a CUDA build of torch it can be aborted, which no `except` catches. An ordinary exception counts as
     life: the caller meets and explains it.
     """
-    script = "import torch\ntry:\n import torch_npu\nexcept Exception: pass"
+    script = "import contextlib, torch\nwith contextlib.suppress(Exception):\n import torch_npu"
     return subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -53,10 +54,8 @@ class _Flat(torch.optim.Optimizer):
         state[name] = start.copy_(state[name]) if name in state else start
         return state[name]
 
-    def update(
-        self, group: dict[str, Any], params: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor]
-    ) -> None:
-        raise NotImplementedError
+    update: Callable[[dict[str, Any], torch.Tensor, torch.Tensor, dict[str, torch.Tensor]], None]
+    """A subclass's rule: of a group's settings, all its parameters, their gradient and state, each as one tensor."""
 
 
 def _join(tensors: list[Any]) -> torch.Tensor:

@@ -30,18 +30,14 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    # Small host-side messages travel over gloo beside the device's own back end, so that they never make the
-    # host wait for the device.
-    host_group: Any = None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
-        if self.size > 1:
-            dist.barrier(group=self.host_group)
+        """Wait until every process is here. Not `dist.barrier`, which would make the device wait."""
+        self.any(False)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -60,14 +56,14 @@ class World:
         if self.size == 1:
             return flag
         votes = torch.tensor([int(flag)])
-        dist.all_reduce(votes, group=self.host_group)
+        dist.all_reduce(votes)
         return bool(votes.item())
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over the processes, on the host (int64 or float64 stay what they are)."""
         total = values.detach().cpu().clone()
         if self.size > 1:
-            dist.all_reduce(total, group=self.host_group)
+            dist.all_reduce(total)
         return total
 
     def gather(self, values: Tensor) -> list[Tensor]:
@@ -76,12 +72,12 @@ class World:
         if self.size == 1:
             return [mine]
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.host_group)
+        dist.all_gather(lengths, torch.tensor([len(mine)]))
         longest = max(int(length) for length in lengths)
         padded = mine.new_zeros((longest, *mine.shape[1:]))
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded, group=self.host_group)
+        dist.all_gather(parts, padded)
         return [part[: int(length)] for part, length in zip(parts, lengths, strict=True)]
 
     def gather_objects(self, value: Any) -> list[Any]:
@@ -89,7 +85,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.host_group)
+        dist.all_gather_object(values, value)
         return values
 
     def share(self, value: Any) -> Any:
@@ -97,7 +93,7 @@ class World:
         if self.size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.host_group)
+        dist.broadcast_object_list(box, src=0)
         return box[0]
 
 
@@ -112,17 +108,15 @@ def session(accelerator: Accelerator, *, timeout_minutes: float = 60) -> Iterato
         yield World()
         return
     limit = timedelta(minutes=timeout_minutes)
+    # Host tensors travel over gloo and device tensors over the device's back end, so that small messages between the
+    # hosts never wait for the device.
     dist.init_process_group(accelerator.backend, timeout=limit, **accelerator.process_group_options())
     try:
-        host_group = (
-            dist.group.WORLD if accelerator.backend == "gloo" else dist.new_group(backend="gloo", timeout=limit)
-        )
         yield World(
             rank=dist.get_rank(),
             size=size,
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
             local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
-            host_group=host_group,
         )
     finally:
         dist.destroy_process_group()

@@ -235,7 +235,7 @@ class InceptionV4(nn.Module):
             elif isinstance(module, nn.Conv2d):
                 _initialise(module, init)
         if init == "shallow":
-            _quieten_deep_branches(self.features)
+            quieten_deep_branches(self.features)
         self.head_drop = nn.Dropout(drop_rate)
         self.reset_classifier(num_classes, global_pool)
 
@@ -345,8 +345,11 @@ last, when little else is in memory, so more of them are computed again at a tim
 
 
 @torch.no_grad()
-def _quieten_deep_branches(blocks: nn.Sequential) -> None:
-    """Every block keeps its shortest branches. Not scale 0: behind it ReLU would stop the gradient for good."""
+def quieten_deep_branches(blocks: nn.Sequential) -> None:
+    """The last BatchNorm of every deep branch starts at scale 0.1, in place: every block keeps its shortest branches.
+
+    Not scale 0: behind it ReLU would stop the gradient for good.
+    """
     for block in blocks:
         ends = [getattr(block, name, None) for name in ("branch1", "branch2")]
         if isinstance(block, InceptionC):

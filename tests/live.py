@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from inception_v4.model import InceptionV4, quieten_deep_branches
+
 
 def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
     """He-scaled weights and randomised BatchNorm parameters and statistics, in place; returns `model`."""
@@ -24,4 +26,15 @@ def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
                 module.bias.copy_(0.2 * torch.randn(shape, generator=generator))
                 module.running_mean.copy_(0.2 * torch.randn(shape, generator=generator))
                 module.running_var.copy_(0.7 + 0.6 * torch.rand(shape, generator=generator))
+    return model
+
+
+def enliven_gently(model: InceptionV4, seed: int = 0) -> InceptionV4:
+    """`enliven` with quiet deep branches, for float32 gradients that can be compared; in place.
+
+    At full scale, with few values per channel, one process's own float32 gradients of this network are 9 % away from
+    float64's (75 px, batch 8); so are 0.3 %.
+    """
+    enliven(model, seed)
+    quieten_deep_branches(model.features)
     return model

@@ -18,17 +18,11 @@ from inception_v4.accelerator import select
 from inception_v4.distributed import World, share_gradients
 
 
-def in_processes(output: Path, mode: str, processes: int = 2) -> dict[str, torch.Tensor]:
+def in_processes(output: Path, mode: str, dtype: str = "float64") -> dict[str, torch.Tensor]:
     script = ROOT / "tests" / "parallel_gradients.py"
-    words = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        str(script),
-    ]
-    done = subprocess.run([*words, str(output), mode], capture_output=True, text=True, env=environment(), timeout=200)
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    words += [str(output), mode, "cpu", dtype]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=200)
     assert done.returncode == 0, done.stderr
     assert "FutureWarning" not in done.stderr, done.stderr
     found: dict[str, torch.Tensor] = torch.load(output, weights_only=True)
@@ -44,7 +38,7 @@ def worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], kind: str) -> 
 
 
 def test_gradients_of_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
-    alone = gradients(World(), sync=False)
+    alone = gradients(World(), select("cpu"), sync=False)
     together = in_processes(tmp_path / "sync.pt", "sync")
     assert worst(together, alone, "gradient") < 1e-9
     assert worst(together, alone, "buffer") < 1e-10

@@ -12,7 +12,12 @@ from pathlib import Path
 
 import npu_simulator
 import pytest
+import torch
+from parallel_gradients import gradients
 from running import THREADS
+
+from inception_v4.accelerator import select
+from inception_v4.distributed import World
 
 ROOT = Path(__file__).parent.parent
 HERE = Path(__file__).parent / "npu_simulator"
@@ -88,6 +93,33 @@ def numbers(output: str, kind: str) -> list[float]:
     return [float(number) for number in found[1].split()]
 
 
+@pytest.mark.slow
+def test_gradients_of_the_whole_network_with_synchronised_batch_norm(tmp_path):
+    """As near to float64's of one process with the whole batch as float32 comes on the CPU: 0.2 % and 0.3 %.
+
+    On the NPU torch's SyncBatchNorm works, on the CPU this project's layer.
+    """
+    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", HERE.parent / "parallel_gradients.py")
+    settings = {"TORCH_DEVICE_BACKEND_AUTOLOAD": 1, "NPU_SIMULATOR_DEVICES": 2, "OMP_NUM_THREADS": 1}
+    found = {"one process": gradients(World(), select("cpu"), sync=False, dtype=torch.float32)}
+    for device in ("cpu", "npu"):
+        for mode in ("sync", "apart"):
+            done = run(*words, tmp_path / "found.pt", mode, device, "float32", **settings)
+            assert done.returncode == 0, done.stdout + done.stderr
+            found[f"{device} {mode}"] = torch.load(tmp_path / "found.pt", weights_only=True)
+    exact = gradients(World(), select("cpu"), sync=False)
+    distance = {name: relative_distance(values, exact) for name, values in found.items()}
+    print({name: f"{value:.2%}" for name, value in distance.items()})
+    assert max(distance[name] for name in ("one process", "cpu sync", "npu sync")) < 0.01
+    assert min(distance["cpu apart"], distance["npu apart"]) > 0.1  # the control
+
+
+def relative_distance(values: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> float:
+    """Of all gradients taken together."""
+    one, other = (torch.cat([v.flatten() for k, v in d.items() if k.startswith("gradient")]) for d in (values, exact))
+    return float((one - other).norm() / other.norm())
+
+
 def test_two_processes_learn_what_one_learns():
     """DistributedDataParallel, synchronised batch statistics and fused optimizers over `hccl`, under torchrun."""
     words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", HERE / "two_processes.py")
@@ -99,7 +131,7 @@ def test_two_processes_learn_what_one_learns():
     for kind in ("PLAIN", "FUSED"):
         assert numbers(done.stdout, kind) == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert expected != pytest.approx([value * 1.001 for value in expected], rel=1e-4, abs=1e-5)  # the control
-    assert "REFUSED host tensor: " in done.stdout and "device type cpu" in done.stdout
+    assert f"HOST {2**54 + 1} npu:0" in done.stdout  # exact: over gloo, beside the group's own device
     assert "REFUSED float64: hccl: float64 is not supported" in done.stdout
     assert "REFUSED bucket views: size" in done.stdout  # what `ddp_options` is for
     # Waiting for a late process is for the host: on the device it would end in HCCL's time limit.

@@ -18,8 +18,8 @@ import npu_simulator
 import pytest
 import torch
 from conftest import LIVELY
-from live import enliven
-from running import THREADS, TINY, as_flags, command, differing, final_state
+from live import enliven_gently
+from running import TINY, as_flags, command, differing, final_state
 
 from inception_v4.model import InceptionV4
 
@@ -35,15 +35,16 @@ those of a few small batches, each layer multiplies, and the loss ends beyond 1e
 """
 
 
-def environment(processes: int = 1, **settings: object) -> dict[str, str]:
-    threads = max(1, THREADS // processes)
-    return npu_simulator.environment(**{"OMP_NUM_THREADS": threads, "NPU_SIMULATOR_DEVICES": 2, **settings})
+def environment(**settings: object) -> dict[str, str]:
+    # One thread: the loader's thread for page-locked memory gives the simulated kernels one, whatever is said here,
+    # and sums over another number of threads round otherwise.
+    return npu_simulator.environment(**{"OMP_NUM_THREADS": 1, "NPU_SIMULATOR_DEVICES": 2, **settings})
 
 
 def run(*words: str, processes: int = 1, expect: int = 0, **settings: object) -> str:
     """Run a command in processes of its own, where torch loads the simulator by itself; returns what it wrote."""
     line = command(*words, processes=processes)
-    chosen = environment(processes, TORCH_DEVICE_BACKEND_AUTOLOAD=1, **settings)
+    chosen = environment(TORCH_DEVICE_BACKEND_AUTOLOAD=1, **settings)
     done = subprocess.run(line, env=chosen, capture_output=True, text=True)
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -53,7 +54,7 @@ def run(*words: str, processes: int = 1, expect: int = 0, **settings: object) ->
 def live_weights(tmp_path_factory) -> None:
     """Runs start from weights with live signals, so that equal results mean something."""
     path = tmp_path_factory.mktemp("weights") / "live.pth"
-    torch.save(enliven(InceptionV4(num_classes=2)).state_dict(), path)
+    torch.save(enliven_gently(InceptionV4(num_classes=2)).state_dict(), path)
     FULL["ckpt_path"] = str(path)
 
 
@@ -88,17 +89,18 @@ def answers(folder) -> dict[str, dict[str, Any]]:
     picture, refused = str(folder / "circle.png"), folder / "refused"
     data = as_flags({k: v for k, v in SHORT.items() if k.startswith(("shapes", "dataset", "val_batch"))})
     devices = ("npu", "cpu")
-    lines = {f"train {device}": training(folder / device, device=device, tf32=False) for device in devices}
+    chosen = {"tf32": False, "workers": 1, "deterministic": True}
+    lines = {f"train {device}": training(folder / device, device=device, **chosen) for device in devices}
     lines["draw"] = ["draw", picture]
     for device in devices:
-        chosen = [f"--ckpt-path={folder / 'npu'}", f"--device={device}", "--json"]
-        lines[f"validate {device}"] = ["validate", *chosen, *data, "--channels-last=false"]
-        lines[f"predict {device}"] = ["predict", picture, *chosen]
+        words = [f"--ckpt-path={folder / 'npu'}", f"--device={device}", "--json"]
+        lines[f"validate {device}"] = ["validate", *words, *data, "--channels-last=false"]
+        lines[f"predict {device}"] = ["predict", picture, *words]
     for word in ("channels_last", "compile"):
         lines[word] = training(refused, **{word: True})
     lines["no fused"] = training(refused, opt="adamw", fused_optimizer=True)
-    words = [sys.executable, npu_simulator.HERE / "commands.py"]
-    done = subprocess.run(words, input=json.dumps(lines), env=environment(), capture_output=True, text=True)
+    program = [sys.executable, npu_simulator.HERE / "commands.py"]
+    done = subprocess.run(program, input=json.dumps(lines), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, dict[str, Any]] = json.loads(done.stdout)
     return found
@@ -163,52 +165,62 @@ def test_resuming_is_exact_and_moves_between_devices(answers, folder, tmp_path):
         assert equal(output, folder / "npu"), (first, second)
 
 
-def on_both(folder: Path, **settings: object) -> list[list[dict[str, Any]]]:
-    """Records of training steps on both devices, in mixed precision."""
+def learnt(folder: Path) -> torch.Tensor:
+    """What training changed in the weights, all of them in one vector."""
+    start, end = torch.load(FULL["ckpt_path"], weights_only=True), final_state(folder)["model"]
+    return torch.cat([(end[name] - start[name]).flatten() for name in start if name.endswith(("weight", "bias"))])
+
+
+def on_both(folder: Path, *, processes: int = 1, **settings: object) -> tuple[list[list[dict[str, Any]]], float]:
+    """Records of training steps on the CPU and the NPU; how far the NPU's change of the weights is from the CPU's."""
     for device in ("cpu", "npu"):
-        run(*training(folder / device, device=device, **settings))
-    found = [records(folder / device, "train") for device in ("cpu", "npu")]
-    losses = [record["loss"] for record in found[1]]
-    assert all(map(math.isfinite, losses)) and len(set(losses)) == 3
-    return found
+        said = run(*training(folder / device, device=device, **settings), processes=processes)
+        assert "FutureWarning" not in said, said
+    steps = [records(folder / device, "train") for device in ("cpu", "npu")]
+    losses = [record["loss"] for record in steps[1]]
+    assert all(map(math.isfinite, losses)) and len(set(losses)) == len(losses)
+    cpu, npu = (learnt(folder / device) for device in ("cpu", "npu"))
+    return steps, float((npu - cpu).norm() / cpu.norm())
 
 
+# Of two steps the first has the rate 0, so that one update is compared. Behind it the comparison would be one of the
+# network's own sensitivity: rounding of another order of sums grows from step to step.
 @pytest.mark.slow
-def test_bf16_computes_the_losses_of_the_cpu(tmp_path):
-    """The first two losses to the last bit; the first step's rate is 0.
+@pytest.mark.parametrize(
+    ("settings", "bound"), [({"amp": "bf16"}, 0.05), ({"amp": "fp16", "loss_scale": 1024}, 0.01)], ids=["bf16", "fp16"]
+)
+def test_mixed_precision_learns_what_it_learns_on_the_cpu(tmp_path, settings, bound):
+    """Losses to the last bit. The update not: autocast keeps the loss in float32 on an NPU only.
 
-    The third follows an update and is not compared: the simulator's gradients in bf16 differ from the CPU's.
+    Measured: 1.9 % with bf16, 0.2 % with fp16.
     """
-    cpu, npu = on_both(tmp_path, amp="bf16")
-    assert cpu[:2] == npu[:2]
+    (cpu, npu), difference = on_both(tmp_path, max_steps=2, **settings)
+    assert cpu == npu and [record["skipped_steps"] for record in npu] == [0, 0]
+    assert difference < bound
 
 
 @pytest.mark.slow
 def test_fp16_keeps_its_loss_scale_and_counts_overflow(tmp_path):
-    """1024 is too much for the gradients of this network: every step is left out, and says so."""
-    cpu, npu = on_both(tmp_path, amp="fp16", loss_scale=1024)
+    """A million is too much for the gradients of this network: every step is left out, and says so."""
+    (cpu, npu), _ = on_both(tmp_path, amp="fp16", loss_scale=2**20)
     assert cpu == npu and [record["skipped_steps"] for record in npu] == [1, 2, 3]
-    assert equal(tmp_path / "cpu", tmp_path / "npu")
-    assert final_state(tmp_path / "npu")["scaler"]["scale"] == 1024
+    assert equal(tmp_path / "cpu", tmp_path / "npu") and not learnt(tmp_path / "npu").any()
+    assert final_state(tmp_path / "npu")["scaler"]["scale"] == 2**20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"sync_bn": True}], ids=["plain", "sync_bn"])
-def test_two_processes_under_torchrun(tmp_path, settings):
-    """Gradients averaged by `hccl` are gloo's sums in another order of the same two numbers: equal to the last bit.
+def test_two_processes_under_torchrun(tmp_path):
+    """Gradients averaged by `hccl` are gloo's sums in another order of the same two numbers: equal to the last bit."""
+    on_both(tmp_path, batch_size=2, processes=2)
+    assert equal(tmp_path / "cpu", tmp_path / "npu")
 
-    With synchronised BatchNorm only the losses before the first update are compared: torch's layer and this project's
-    round otherwise, and behind a hundred layers with few values per channel that changes gradients by percents.
-    """
-    for device in ("cpu", "npu"):
-        said = run(*training(tmp_path / device, device=device, batch_size=2, **settings), processes=2)
-        assert "FutureWarning" not in said, said
-    losses = [[r["loss"] for r in records(tmp_path / device, "train")] for device in ("cpu", "npu")]
-    assert all(map(math.isfinite, losses[1])) and len(set(losses[1])) == 3
-    if settings.get("sync_bn"):  # torch's own layer on the NPU, this project's on the CPU
-        assert losses[0][:2] == pytest.approx(losses[1][:2], rel=1e-3)
-    else:
-        assert equal(tmp_path / "cpu", tmp_path / "npu")
+
+@pytest.mark.slow
+def test_synchronised_batch_norm_under_torchrun(tmp_path):
+    """torch's own layer on the NPU, this project's on the CPU: they round otherwise. Measured: 0.1 %."""
+    steps, difference = on_both(tmp_path, batch_size=2, sync_bn=True, max_steps=2, processes=2)
+    cpu, npu = ([record["loss"] for record in records] for records in steps)
+    assert npu == pytest.approx(cpu, rel=1e-4) and 0 < difference < 0.01
 
 
 @pytest.mark.slow
@@ -216,7 +228,7 @@ def test_slow_work_of_the_main_process_starves_nobody(tmp_path):
     """Its checkpoints take longer than HCCL lets an operation wait (which test_npu.py shows to be enforced)."""
     line = command(*training(tmp_path / "run", batch_size=2, ckpt_steps=1), processes=2)
     line[line.index("-m", 3) : line.index("train")] = [str(npu_simulator.HERE / "slow_main.py")]
-    settings = environment(2, HCCL_EXEC_TIMEOUT=8, SLOW_SECONDS=12, TORCH_DEVICE_BACKEND_AUTOLOAD=1)
+    settings = environment(HCCL_EXEC_TIMEOUT=8, SLOW_SECONDS=12, TORCH_DEVICE_BACKEND_AUTOLOAD=1)
     done = subprocess.run(line, env=settings, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert final_state(tmp_path / "run")["step"] == 3
@@ -231,13 +243,7 @@ def test_fused_optimizer_profile_and_first_910(tmp_path):
     said = run(*training(tmp_path / "fused", **settings, fused_optimizer=True, profile=True), **old)
     assert "profile of the run's third to fifth step" in said
     assert list((tmp_path / "fused" / "profile").rglob("*.json"))
-    start = torch.load(FULL["ckpt_path"], weights_only=True)
-    plain, fused = (final_state(tmp_path / name)["model"] for name in ("plain", "fused"))
-    learnt = [name for name in start if name.endswith(("weight", "bias"))]
-    change, difference = (
-        torch.cat([(one[name] - other[name]).flatten() for name in learnt]).norm()
-        for one, other in ((plain, start), (fused, plain))
-    )
-    assert change > 0 and difference <= 0.02 * change, (change, difference)  # float16, another order of the sums
+    plain, fused = (learnt(tmp_path / name) for name in ("plain", "fused"))
+    assert plain.any() and (fused - plain).norm() <= 0.02 * plain.norm()  # float16, another order of the sums
     said = run(*training(tmp_path / "bf16", amp="bf16"), expect=2, **old)
     assert "amp bf16 is not supported by Ascend910A: use amp fp16, or off" in said

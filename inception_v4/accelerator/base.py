@@ -99,7 +99,7 @@ class Accelerator:
     """As in `torch.device`."""
     label: ClassVar[str] = "CPU"
     backend: ClassVar[str] = "gloo"
-    """Of the process group."""
+    """Of the process group: whose tensors travel over what."""
     pin_memory: ClassVar[bool] = False
     """Whether copies from page-locked memory are faster, and can run beside computation."""
     can_sync_bn_natively: ClassVar[bool] = False

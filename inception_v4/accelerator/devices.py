@@ -46,6 +46,9 @@ class Indexed(Accelerator):
     def reset_peak_memory(self) -> None:
         self.module.reset_peak_memory_stats()
 
+    def process_group_options(self) -> dict[str, Any]:
+        return {"device_id": self.device}
+
     def copy_stream(self) -> CopyStream:
         return CopyStream(self.module)
 
@@ -65,7 +68,7 @@ class Cuda(Indexed):
 
     type = "cuda"
     label = "CUDA GPU"
-    backend = "nccl"
+    backend = "cpu:gloo,cuda:nccl"
 
     @classmethod
     def absence(cls) -> str | None:
@@ -99,11 +102,6 @@ class Cuda(Indexed):
         if amp == "bf16" and not self.module.is_bf16_supported(including_emulation=False):
             return "emulated" if self.module.is_bf16_supported() else "no"
         return "native"
-
-    def process_group_options(self) -> dict[str, Any]:
-        # For CUDA only. A bound device is every later group's too, and gloo's group for the host, which knows cpu and
-        # cuda, cannot be made with another. There the device is the one that `activate` has set.
-        return {"device_id": self.device}
 
     def profiler(self, directory: str) -> Any:
         from torch import profiler
@@ -144,7 +142,7 @@ class Xpu(Indexed):
 
     type = "xpu"
     label = "Intel GPU"
-    backend = "xccl"
+    backend = "cpu:gloo,xpu:xccl"
 
     @classmethod
     def absence(cls) -> str | None:

@@ -40,7 +40,7 @@ class Npu(Indexed):
 
     type = "npu"
     label = "Ascend NPU"
-    backend = "hccl"
+    backend = "cpu:gloo,npu:hccl"
     likes_channels_last = False
     probing_is_free = False
 

@@ -80,7 +80,9 @@ def main() -> None:
             dist.all_gather(everybody, learnt.to(npu.device))
             assert torch.equal(everybody[0].cpu(), everybody[1].cpu()), "the processes have drifted apart"
             show_numbers(kind, learnt)
-        refused("host tensor", dist.all_reduce, torch.ones(1))
+        shared = torch.tensor([world.rank + 2**53])
+        dist.all_reduce(shared)
+        show(f"HOST {shared.item()} {dist.group.WORLD.bound_device_id}")
         refused("float64", dist.all_reduce, torch.ones(1, dtype=torch.float64).to(npu.device))
         refused("bucket views", learn, npu, world, fused=True, gradient_as_bucket_view=True)
         late(world)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
+import json
 import multiprocessing
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -44,7 +47,9 @@ class Row:
         tflops: arithmetic done per second, 2 operations per multiplication and addition; a training step counts 3
             forward passes.
         difference: of the output from the first contestant's, relative to its norm.
-        memory: bytes, the peak of building and a pass above what was in use before; None where nobody counts.
+        memory: bytes, the peak of building and a pass above what was in use before: of a device's tensors, of the
+            whole process on the CPU; None where nobody counts.
+        tensors: bytes, that peak of tensors alone on the CPU, to compare with a device's; None for other runtimes.
         error: why there are no figures.
     """
 
@@ -62,6 +67,7 @@ class Row:
     tflops: float | None = None
     difference: float | None = None
     memory: int | None = None
+    tensors: int | None = None
     error: str | None = None
 
 
@@ -114,7 +120,10 @@ def measure(
     passes.clear()
     gc.collect()
     if options.memory and accelerator.type == "cpu":
-        rows = {e: r if r.error else replace(r, memory=_alone(group, e)) for e, r in rows.items()}
+        for entry, row in rows.items():
+            if not row.error:
+                memory, tensors = _alone(group, entry)
+                rows[entry] = replace(row, memory=memory, tensors=tensors)
     return _completed(group, rows, times, outputs)
 
 
@@ -213,23 +222,43 @@ def matrix_rate(accelerator: Accelerator, precision: str) -> float:
     return 2 * size**3 / seconds / 1e12
 
 
-def _alone(group: Group, entry: Entry) -> int | None:
-    """Peak memory of a contestant in a process of its own, beyond what torch itself takes."""
+def _alone(group: Group, entry: Entry) -> tuple[int | None, int | None]:
+    """`memory` and `tensors` of a contestant in a process of its own, beyond what torch itself takes."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak_of, (replace(group, entries=(entry,)),))
 
 
-def _peak_of(group: Group) -> int | None:
+def _peak_of(group: Group) -> tuple[int | None, int | None]:
     accelerator = select("cpu")
     accelerator.activate()
     setup = Setup(accelerator, task=group.task, batch_size=group.batch_size, image_size=group.image_size)
     setup.network  # noqa: B018  the weights and pictures are everyone's
     before = accelerator.used_memory()
-    run = FORMS[group.entries[0].form].build(setup, group.entries[0].precision)
-    run()
-    setup.close()
+    entry = group.entries[0]
+    form = FORMS[entry.form]
+
+    def build_and_run() -> None:
+        run = form.build(setup, entry.precision)
+        for _ in range(2):  # the optimizer's state exists from the end of the first step on
+            run()
+
+    build_and_run()
     peak = accelerator.peak_memory()
-    return None if before is None or peak is None else peak - before
+    gc.collect()
+    tensors = _peak_of_tensors(build_and_run) if form.torch else None
+    setup.close()
+    return None if before is None or peak is None else peak - before, tensors
+
+
+def _peak_of_tensors(work: Callable[[], None]) -> int:
+    """Most bytes that tensors on the CPU take at a time, counted by torch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    with tempfile.TemporaryDirectory(prefix="inception-v4-benchmark-") as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return max((event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"), default=0)
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _wrote_json_on_stdout(result: dict[str, Any], file: str | None) -> bool:
 
 
 HEADER = ("contestant", "precision", "ms", "spread %", "images/s", "x first", "first result s", "TFLOP/s",
-          "memory MB", "difference")  # fmt: skip
+          "memory MB", "of it tensors", "difference")  # fmt: skip
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
@@ -156,7 +156,17 @@ def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[Sequence[str], list[Seq
     groups: dict[tuple[Any, ...], list[Sequence[str]]] = {}
     for row in rows:
         groups.setdefault((row["task"], row["batch_size"], row["image_size"]), []).append(_cells(row))
-    return [((f"{task}, batch {size}, {side} px", *HEADER[1:]), cells) for (task, size, side), cells in groups.items()]
+    return [
+        _without_empty_columns((f"{task}, batch {size}, {side} px", *HEADER[1:]), cells)
+        for (task, size, side), cells in groups.items()
+    ]
+
+
+def _without_empty_columns(
+    header: Sequence[str], rows: list[Sequence[str]]
+) -> tuple[Sequence[str], list[Sequence[str]]]:
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return [header[column] for column in kept], [[row[column] for column in kept] for row in rows]
 
 
 def _cells(row: dict[str, Any]) -> Sequence[str]:
@@ -166,7 +176,8 @@ def _cells(row: dict[str, Any]) -> Sequence[str]:
     return (
         row["form"], row["precision"], f"{row['ms']:.1f}", f"{spread:.1f}", f"{row['images_per_second']:.2f}",
         _or_blank(row["ratio"], "{:.2f}"), f"{row['first_seconds']:.1f}", f"{row['tflops']:.2f}",
-        _or_blank(row["memory"] and row["memory"] / 1e6, "{:.0f}"), _or_blank(row["difference"], "{:.0e}"),
+        _or_blank(row["memory"] and row["memory"] / 1e6, "{:.0f}"),
+        _or_blank(row["tensors"] and row["tensors"] / 1e6, "{:.0f}"), _or_blank(row["difference"], "{:.0e}"),
     )  # fmt: skip
 
 

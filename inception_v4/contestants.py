@@ -116,12 +116,13 @@ class Setup:
 
 
 class Form(NamedTuple):
-    """How a contestant is built, for which tasks and precisions it exists, and whether it is someone else's."""
+    """How a contestant is built, for which tasks and precisions, whether it is someone else's, and whether in torch."""
 
     tasks: tuple[str, ...]
     precisions: tuple[str, ...]
     build: Callable[[Setup, str], Pass]
     peer: bool = False
+    torch: bool = True
 
 
 def in_pytorch(
@@ -245,15 +246,15 @@ FORMS: dict[str, Form] = {
     "timm channels_last": Form(BOTH, FLOATS, in_pytorch("timm", channels_last=True), peer=True),
     "timm compiled": Form(BOTH, FLOATS, in_pytorch("timm", compiled=True), peer=True),
     "timm graphs": Form(INFER, FLOATS, in_pytorch("timm", graphs=True), peer=True),
-    "onnxruntime": Form(INFER, ("fp32",), in_onnxruntime(own=False), peer=True),
-    "openvino": Form(INFER, ("fp32", "bf16"), in_openvino(own=False), peer=True),
+    "onnxruntime": Form(INFER, ("fp32",), in_onnxruntime(own=False), peer=True, torch=False),
+    "openvino": Form(INFER, ("fp32", "bf16"), in_openvino(own=False), peer=True, torch=False),
     "plain": Form(BOTH, FLOATS, in_pytorch("plain")),
     "plain compiled": Form(BOTH, FLOATS, in_pytorch("plain", compiled=True)),
     "plain checkpointing": Form(TRAIN, FLOATS, in_pytorch("plain", frugal=True)),
     "fused": Form(INFER, FLOATS, in_pytorch("fused")),
     "fused compiled": Form(INFER, FLOATS, in_pytorch("fused", compiled=True)),
     "fused graphs": Form(INFER, FLOATS, in_pytorch("fused", graphs=True)),
-    "fused in onnxruntime": Form(INFER, ("fp32", "int8"), in_onnxruntime(own=True)),
-    "fused in openvino": Form(INFER, ("fp32", "bf16", "int8"), in_openvino(own=True)),
+    "fused in onnxruntime": Form(INFER, ("fp32", "int8"), in_onnxruntime(own=True), torch=False),
+    "fused in openvino": Form(INFER, ("fp32", "bf16", "int8"), in_openvino(own=True), torch=False),
 }
 """Contestants by the name that tables show; the first is what the others are compared with."""

@@ -37,6 +37,8 @@ def prepare_environment(device: str = "auto") -> None:
     if kind == "mps":
         # The rare operation without a Metal kernel runs on the CPU, and torch says so.
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    # Else torch's profiler writes its stages, and which GPUs it misses, on stderr.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def select(device: str = "auto", *, local_rank: int | None = None) -> Accelerator:

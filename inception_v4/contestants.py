@@ -152,25 +152,31 @@ def in_pytorch(
             model.set_grad_checkpointing()
         if setup.task == "train":
             model.to(setup.accelerator.device).to(memory_format=layout).train()
-            compute = _compiled(model, graphs=graphs, frozen=False) if compiled or graphs else model
+            compute = _compiled(model, graphs=graphs) if compiled or graphs else model
             return _training_step(setup, model, compute, precision, theirs=network == "timm", layout=layout)
         dtype = DTYPES[precision]
         model = model.to(setup.accelerator.device, dtype).to(memory_format=layout)
-        compute = _compiled(model, graphs=graphs, frozen=True) if compiled or graphs else model
         images = setup.images.to(setup.accelerator.device, dtype).contiguous(memory_format=layout)
+        compute = _compiled(model, graphs=graphs) if compiled or graphs else model
 
         @torch.no_grad()
         def forward() -> Tensor:
             return compute(images)
 
+        if compiled or graphs:
+            from torch._inductor import config
+
+            # Frozen: weights are constants, so that they are laid out for the kernels once. It counts at the first
+            # pass, which compiles; among the options of torch.compile it has no effect.
+            with config.patch(freezing=True):
+                forward()
         return forward
 
     return build
 
 
-def _compiled(model: nn.Module, *, graphs: bool, frozen: bool) -> Any:
-    # Frozen: weights are constants, so that they are laid out for the kernels once.
-    return torch.compile(model, options={"freezing": frozen, "triton.cudagraphs": graphs})
+def _compiled(model: nn.Module, *, graphs: bool) -> Any:
+    return torch.compile(model, options={"triton.cudagraphs": graphs})
 
 
 def _training_step(

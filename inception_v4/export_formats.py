@@ -108,7 +108,7 @@ class Deployed(nn.Module):
 
     def __init__(self, network: InceptionV4, info: WeightsInfo, signature: Signature) -> None:
         super().__init__()
-        self.network, self.signature = fuse(network), signature
+        self.network, self.signature = fuse(network, join=False), signature
         if signature.preprocess:
             self.register_buffer("mean", torch.tensor(info.preprocessing.mean).mul(255).view(1, -1, 1, 1))
             self.register_buffer("std", torch.tensor(info.preprocessing.std).mul(255).view(1, -1, 1, 1))

@@ -61,9 +61,12 @@ def test_the_onnx_file_describes_itself_and_names_no_file_of_this_machine(folder
     shape = [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
     assert shape == ["batch", 3, 75, 75] and model.graph.output[0].name == "logits"
     assert {node.op_type for node in model.graph.node} == {
-        "Conv", "Relu", "Concat", "Split", "AveragePool", "MaxPool", "Squeeze", "Gemm",
+        "Conv", "Relu", "Concat", "AveragePool", "MaxPool", "Squeeze", "Gemm",
     }  # fmt: skip
-    assert sum(node.op_type == "Conv" for node in model.graph.node) == 107, "the fused network"
+    convolutions = {node.output[0] for node in model.graph.node if node.op_type == "Conv"}
+    pools = [node for node in model.graph.node if node.op_type == "AveragePool"]
+    behind = [node for node in pools if node.input[0] in convolutions]
+    assert (len(convolutions), len(pools), len(behind)) == (149, 15, 14), "fused, with the branches apart"
     content = onnx_file(folder).read_bytes()
     assert not [place for place in (str(ROOT), str(folder), "site-packages") if place.encode() in content]
 

@@ -8,6 +8,7 @@ import torch
 from live import enliven
 from torch import Tensor, nn
 
+from inception_v4.accelerator import onednn
 from inception_v4.fusion import FusedInceptionV4, fuse
 from inception_v4.model import InceptionV4
 
@@ -42,10 +43,10 @@ def no_grad():
         yield
 
 
-@pytest.mark.parametrize("side", [75, 107])
-def test_fused_equals_plain(side: int) -> None:
+@pytest.mark.parametrize(("side", "join"), [(75, True), (107, True), (75, False)])
+def test_fused_equals_plain(side: int, join: bool) -> None:
     x = images(2, side)
-    fused = fuse(plain())
+    fused = fuse(plain(), join=join)
     assert difference(fused(x), plain()(x)) < 1e-12
     for a, b in zip(fused.forward_intermediates(x)[1], plain().forward_intermediates(x)[1], strict=True):
         assert (a - b).norm() < 1e-12 * b.norm()
@@ -124,6 +125,62 @@ def test_gradients_of_the_input_still_flow() -> None:
             model(x).square().sum().backward(inputs=[x])
         gradients.append(x.grad)
     assert (gradients[0] - gradients[1]).norm() < 1e-12 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("join", [True, False])
+def test_laid_out_weights_give_what_the_convolutions_give(join: bool, monkeypatch) -> None:
+    """In every type that has them, after `to`, after a change of a weight, and for batches of other shapes."""
+    fused = fuse(copy.deepcopy(shallow()).float(), join=join).to(memory_format=torch.channels_last)
+
+    def both(x: Tensor, amp: torch.dtype | None = None) -> tuple[Tensor, Tensor, int]:
+        x = x.to(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=amp, enabled=amp is not None):
+            with monkeypatch.context() as patch:
+                patch.setattr(onednn, "type_for", lambda x, convolution: None)
+                expected = fused(x)
+            calls: list[bool] = []
+            with monkeypatch.context() as patch:
+                real = onednn.convolve
+                patch.setattr(onednn, "convolve", lambda *a, relu: calls.append(relu) or real(*a, relu=relu))
+                return fused(x), expected, len(calls)
+
+    count = sum(isinstance(module, nn.Conv2d) for module in fused.modules())
+    usable = count if onednn._types() else 0
+    x = images(2, 107).float()
+    outputs = []
+    for batch in (x, x[:1], x, images(3, 75).float()):
+        y, expected, calls = both(batch)
+        assert calls == usable and (y - expected).norm() < 1e-5 * expected.norm()
+        outputs.append(y)
+    assert torch.equal(outputs[0], outputs[2])
+    fused.features[6].get_submodule("fused" if join else "branches.0.0.fused").weight.mul_(1.5)
+    changed, expected, _ = both(x)
+    assert (changed - expected).norm() < 1e-5 * expected.norm() < 1e-2 * (changed - outputs[0]).norm()
+    for amp, kind in ((torch.bfloat16, torch.float32), (None, torch.bfloat16)):
+        fused.to(kind)
+        y, expected, calls = both(x.to(kind), amp)
+        assert calls == (usable if torch.bfloat16 in onednn._types() else 0) and y.dtype == torch.bfloat16
+        assert (y.float() - expected.float()).norm() < 0.05 * expected.float().norm()
+
+
+@pytest.mark.parametrize("use", ["gradients", "contiguous", "float64", "copied", "inference"])
+def test_laid_out_weights_are_left_out_where_they_do_not_apply(use: str) -> None:
+    fused = fuse(copy.deepcopy(shallow()).float()).to(memory_format=torch.channels_last)
+    x = images(2, 75).float().to(memory_format=torch.channels_last)
+    expected = fused(x)
+    if use == "gradients":
+        with torch.enable_grad():
+            assert fused(x.requires_grad_()).requires_grad
+    elif use == "contiguous":
+        assert (fused(x.contiguous()) - expected).norm() < 1e-5 * expected.norm()
+    elif use == "float64":
+        assert difference(fused.double()(x.double()), expected.double()) < 1e-4
+    elif use == "copied":
+        assert torch.equal(copy.deepcopy(fused)(x), expected)
+    else:
+        with torch.inference_mode():
+            made = fuse(copy.deepcopy(shallow()).float()).to(memory_format=torch.channels_last)
+            assert torch.equal(made(x), expected)
 
 
 def test_compile_takes_the_fused_network_as_one_graph() -> None:

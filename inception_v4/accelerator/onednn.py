@@ -34,7 +34,9 @@ def type_for(x: Tensor, convolution: nn.Conv2d) -> dtype | None:
         return None
     if torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack():
         return None
-    return kind if x.is_contiguous(memory_format=torch.channels_last) else None
+    # A map of one pixel is contiguous in either format: its strides say which one is meant.
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and x.stride(3) == x.shape[1]
+    return kind if channels_last else None
 
 
 @functools.cache

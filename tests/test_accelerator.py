@@ -496,14 +496,13 @@ def test_freed_memory_is_kept_for_the_next_time() -> None:
 import resource, torch
 from inception_v4.accelerator import select
 def faults():
-    for _ in range(2):
+    for _ in range(12):  # aligned blocks fit into freed ones of their size only after some turns
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(25_000_000)
         count = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
     return count
 print(faults())
 select("cpu").activate()
-faults()
 print(faults())
 """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}

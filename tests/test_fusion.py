@@ -196,6 +196,7 @@ def test_export_with_any_batch_size_and_common_operators_only() -> None:
     assert torch.equal(program.module()(images(3)), fused(images(3)))
     nodes = program.run_decompositions({}).graph.nodes
     operators = {node.target._overloadpacket.__name__ for node in nodes if hasattr(node.target, "_overloadpacket")}
+    operators -= {"clone"}  # which an older torch makes of dropout
     assert operators == {"conv2d", "relu", "avg_pool2d", "max_pool2d", "cat", "split_with_sizes", "mean", "linear"}
 
 

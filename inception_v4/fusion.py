@@ -24,7 +24,7 @@ from .model import AvgPool, Concat, ConvNormAct, InceptionA, InceptionB, Incepti
 class FusedInceptionV4(InceptionV4):
     """What `fuse` returns: the methods and attributes of `InceptionV4`, in evaluation mode for good.
 
-    Its parameters have names with `fused` in them, take no gradients, and are neither saved nor loaded.
+    Its parameters have other names, take no gradients, and are neither saved nor loaded.
 
     Raises:
         RuntimeError: in `train()`, `state_dict()` and `load_state_dict()`.
@@ -64,7 +64,7 @@ class FusedConv(nn.Conv2d):
         changes = [None if t is None or t.is_inference() else t._version for t in (self.weight, self.bias)]
         state = (kind, x.shape, changes)
         if self._laid_out is None or self._laid_out[0] != state:
-            self._laid_out = state, onednn.lay_out(self, kind, tuple(x.shape))
+            self._laid_out = state, onednn.lay_out(self, kind, x.shape)
         return onednn.convolve(self, x.to(kind), *self._laid_out[1], relu=self.relu)
 
     def _apply(self, *args: Any, **options: Any) -> FusedConv:
@@ -73,17 +73,6 @@ class FusedConv(nn.Conv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_laid_out": None}
-
-
-class ConvAct(nn.Module):
-    """A convolution that has absorbed its BatchNorm, and ReLU."""
-
-    def __init__(self, layer: ConvNormAct) -> None:
-        super().__init__()
-        self.fused = _absorb_norms([layer], relu=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fused(x)
 
 
 class JoinedBlock(nn.Module):
@@ -98,17 +87,6 @@ class JoinedBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         slices = self.fused(x).split(self.widths, 1)
         return torch.cat([tail(part) for tail, part in zip(self.tails, slices, strict=True)], 1)
-
-
-class ParallelBlock(nn.Module):
-    """A block whose branches are apart, the average pool behind its convolution."""
-
-    def __init__(self, branches: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for branch in self.branches], 1)
 
 
 def fuse(model: InceptionV4, *, join: bool = True) -> FusedInceptionV4:
@@ -140,7 +118,8 @@ def _fuse_block(block: nn.Module, *, join: bool) -> nn.Module:
     heads = [next(layer for layer in branch if isinstance(layer, ConvNormAct)) for branch in branches]
     if not join:
         pooled = nn.Sequential(_absorb_norms(heads[-1:], relu=False), AvgPool(), nn.ReLU(inplace=True))
-        return ParallelBlock([*(nn.Sequential(*map(_fuse_layers, branch)) for branch in branches[:-1]), pooled])
+        apart = [*(nn.Sequential(*map(_fuse_layers, branch)) for branch in branches[:-1]), pooled]
+        return Concat(**{f"branch{index}": branch for index, branch in enumerate(apart)})
     # ReLU out of place: its input is a slice with gaps, which it packs for the next convolution on the way.
     tails = [nn.Sequential(nn.ReLU(), *map(_fuse_layers, branch[1:])) for branch in branches[:-1]]
     return JoinedBlock(heads, [*tails, nn.Sequential(AvgPool(), nn.ReLU(inplace=True))])
@@ -162,7 +141,7 @@ def _branches(block: nn.Module) -> list[list[nn.Module]]:
 def _fuse_layers(module: nn.Module) -> nn.Module:
     """Replaces every ConvNormAct in `module`."""
     if isinstance(module, ConvNormAct):
-        return ConvAct(module)
+        return _absorb_norms([module], relu=True)
     for name, child in module.named_children():
         setattr(module, name, _fuse_layers(child))
     return module

@@ -18,10 +18,10 @@ from inception_v4.accelerator import select
 from inception_v4.distributed import World, share_gradients
 
 
-def in_processes(output: Path, mode: str, dtype: str = "float64") -> dict[str, torch.Tensor]:
+def in_processes(output: Path, mode: str) -> dict[str, torch.Tensor]:
     script = ROOT / "tests" / "parallel_gradients.py"
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    words += [str(output), mode, "cpu", dtype]
+    words += [str(output), mode, "cpu", "float64"]
     done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=200)
     assert done.returncode == 0, done.stderr
     assert "FutureWarning" not in done.stderr, done.stderr

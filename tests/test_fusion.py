@@ -153,7 +153,7 @@ def test_laid_out_weights_give_what_the_convolutions_give(join: bool, monkeypatc
         assert calls == usable and (y - expected).norm() < 1e-5 * expected.norm()
         outputs.append(y)
     assert torch.equal(outputs[0], outputs[2])
-    fused.features[6].get_submodule("fused" if join else "branches.0.0.fused").weight.mul_(1.5)
+    fused.features[6].get_submodule("fused" if join else "branch0.0").weight.mul_(1.5)
     changed, expected, _ = both(x)
     assert (changed - expected).norm() < 1e-5 * expected.norm() < 1e-2 * (changed - outputs[0]).norm()
     for amp, kind in ((torch.bfloat16, torch.float32), (None, torch.bfloat16)):

@@ -21,6 +21,7 @@ from inception_v4.distributed import World
 
 ROOT = Path(__file__).parent.parent
 HERE = Path(__file__).parent / "npu_simulator"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 pytestmark = pytest.mark.skipif(npu_simulator.missing() is not None, reason=str(npu_simulator.missing()))
 
 
@@ -99,12 +100,12 @@ def test_gradients_of_the_whole_network_with_synchronised_batch_norm(tmp_path):
 
     On the NPU torch's SyncBatchNorm works, on the CPU this project's layer.
     """
-    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", HERE.parent / "parallel_gradients.py")
     settings = {"TORCH_DEVICE_BACKEND_AUTOLOAD": 1, "NPU_SIMULATOR_DEVICES": 2, "OMP_NUM_THREADS": 1}
     found = {"one process": gradients(World(), select("cpu"), sync=False, dtype=torch.float32)}
     for device in ("cpu", "npu"):
         for mode in ("sync", "apart"):
-            done = run(*words, tmp_path / "found.pt", mode, device, "float32", **settings)
+            script = HERE.parent / "parallel_gradients.py"
+            done = run(*TORCHRUN, script, tmp_path / "found.pt", mode, device, "float32", **settings)
             assert done.returncode == 0, done.stdout + done.stderr
             found[f"{device} {mode}"] = torch.load(tmp_path / "found.pt", weights_only=True)
     exact = gradients(World(), select("cpu"), sync=False)
@@ -122,9 +123,8 @@ def relative_distance(values: dict[str, torch.Tensor], exact: dict[str, torch.Te
 
 def test_two_processes_learn_what_one_learns():
     """DistributedDataParallel, synchronised batch statistics and fused optimizers over `hccl`, under torchrun."""
-    words = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", HERE / "two_processes.py")
     settings = {"TORCH_DEVICE_BACKEND_AUTOLOAD": 1, "NPU_SIMULATOR_DEVICES": 2, "HCCL_EXEC_TIMEOUT": 4}
-    done = run(*words, OMP_NUM_THREADS=1, **settings)
+    done = run(*TORCHRUN, HERE / "two_processes.py", OMP_NUM_THREADS=1, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "FutureWarning" not in done.stderr, done.stderr
     expected = numbers(done.stdout, "ALONE")

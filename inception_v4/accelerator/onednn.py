@@ -28,7 +28,7 @@ def type_for(x: Tensor, convolution: nn.Conv2d) -> dtype | None:
     autocast = torch.is_autocast_enabled("cpu")
     kind = torch.get_autocast_dtype("cpu") if autocast else x.dtype
     given = {x.dtype, convolution.weight.dtype}
-    if not given | {kind} <= {*_types()} or not (autocast or given == {kind}):
+    if not given | {kind} <= _types() or not (autocast or given == {kind}):
         return None
     if not torch.backends.mkldnn.enabled or torch.jit.is_tracing() or not x.numel():
         return None
@@ -40,12 +40,12 @@ def type_for(x: Tensor, convolution: nn.Conv2d) -> dtype | None:
 
 
 @functools.cache
-def _types() -> tuple[dtype, ...]:
+def _types() -> frozenset[dtype]:
     import torch
 
     if not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_acl_supported():
-        return ()  # on Arm ReLU is not part of the operator
-    return (torch.float32, torch.bfloat16) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (torch.float32,)
+        return frozenset()  # on Arm ReLU is not part of the operator
+    return frozenset({torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()))
 
 
 def lay_out(convolution: nn.Conv2d, kind: dtype, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:

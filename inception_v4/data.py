@@ -121,9 +121,10 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Every picture once, in order: this process gets pictures rank, rank + size, ...; no padding, no empty batch.
+    """Every picture once, in order: this process gets pictures rank, rank + size, ...; no padding.
 
-    `skipped` collects messages about unreadable pictures, which are left out.
+    Unreadable pictures are left out; their messages are in `Batch.skipped` (of an empty batch where none of its
+    pictures can be read) and in `skipped`.
     """
 
     def __init__(
@@ -271,8 +272,7 @@ def _batches(batches: Iterator[Batch | Exception], skipped: list[str]) -> Iterat
         if isinstance(batch, Exception):
             raise batch
         skipped += batch.skipped
-        if len(batch):
-            yield batch
+        yield batch
 
 
 def worker_count(wanted: int | None, world: World) -> int:

@@ -14,10 +14,13 @@ import pytest
 import torch
 from photos import class_folders, encoded, photos
 from PIL import Image
+from torch import nn
 
-from inception_v4.augment import eval_transform, seeded
+from inception_v4.accelerator import select
+from inception_v4.augment import DeviceTransform, eval_transform, seeded
 from inception_v4.data import Batch, EvalLoader, TrainLoader, WorkerDied
 from inception_v4.distributed import World
+from inception_v4.engine import Precision, evaluate
 from inception_v4.pictures import CorruptImage
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.schema import Augmentation, Data
@@ -256,13 +259,29 @@ def test_nothing_readable(damaged: FolderSource) -> None:
     with pytest.raises(CorruptImage, match=r"8 pictures in a row cannot be read; the first: .*the file is empty"):
         list(_loader(damaged, PLAIN, on_corrupt="skip").epoch(0))
     loader = EvalLoader(damaged, Preprocessing(75), batch_size=4, workers=0, world=World(), on_corrupt="skip")
-    assert list(loader) == [] and len(loader.skipped) == 8
+    assert [(len(b), len(b.skipped)) for b in loader] == [(0, 4), (0, 4)] and len(loader.skipped) == 8
 
 
 def test_evaluation_leaves_corrupt_pictures_out(damaged: FolderSource) -> None:
     loader = EvalLoader(damaged, Preprocessing(75), batch_size=2, workers=1, world=World(), on_corrupt="skip")
-    assert [b.indices.tolist() for b in loader] == [[0, 1], [4, 5], [6]]
+    assert [b.indices.tolist() for b in loader] == [[0, 1], [], [4, 5], [6]]
     assert len(loader.skipped) == 3
+
+
+def test_a_batch_of_unreadable_pictures_is_counted(damaged: FolderSource) -> None:
+    """Pictures 2 and 3 are a batch, and 7 is half of one."""
+    how = Preprocessing(75)
+    result = evaluate(
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * 75 * 75, 2)),
+        EvalLoader(damaged, how, batch_size=2, workers=0, world=World(), on_corrupt="skip"),
+        transform=DeviceTransform(Augmentation(image_size=75), num_classes=2),
+        precision=Precision(select("cpu")),
+        world=World(),
+        batch_size=2,
+    )
+    assert result.samples == 5
+    assert [Path(damaged.name(i)).name in message for i, message in zip((2, 3, 7), result.skipped, strict=True)]
+    assert len(result.skipped) == 3
 
 
 @pytest.mark.parametrize("workers", [0, 1])

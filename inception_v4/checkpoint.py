@@ -7,12 +7,17 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from inception_v4.distributed import World
 
 VERSION = 1
 _NAME = re.compile(r"step-(\d+)\.pt")
@@ -49,8 +54,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints of a folder, oldest first. Temporary files never carry such a name."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    return list(_by_step(folder).values())
+
+
+def _by_step(folder: Path) -> dict[int, Path]:
+    found = {int(match[1]): path for path in folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -77,26 +86,75 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def find_resume(choice: str, folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state that `--resume choice` means.
+def find_resume(choice: str, folder: Path, *, world: World, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The state that `--resume choice` means: the same in every process, each of which looks in its own file system.
 
-    `auto` is the newest readable checkpoint of `folder`, or None when there is none yet. A path may be a file, a
-    run directory or its checkpoints folder; then an unreadable checkpoint is an error.
+    `auto` is the newest checkpoint of `folder` that all processes can read, or None when there is none yet. A path
+    may be a file, a run directory or its checkpoints folder; then an unreadable checkpoint is an error.
+
+    Raises:
+        CheckpointError: in every process, when there is no checkpoint that all of them can read; says what each found.
     """
-    if choice == "auto":
-        for path in reversed(list_checkpoints(folder)):
-            try:
-                return load_checkpoint(path)
-            except CheckpointError as error:
-                warn(str(error))
+    if choice != "auto":
+        return _load_together(partial(_chosen, Path(choice)), world)
+    found = _by_step(folder)
+    steps = world.gather_objects(list(found))
+    for step in sorted(set(found).intersection(*steps), reverse=True):
+        try:
+            state = _load_together(partial(found.__getitem__, step), world)
+        except CheckpointError as error:
+            warn(str(error))
+            continue
+        if world.size > 1 and step < max(map(max, steps)):
+            warn(f"going on from step {step}, the newest that every process can read")
+        return state
+    if not any(steps):
         return None
-    path = Path(choice)
-    if path.is_dir():
-        found = list_checkpoints(path) or list_checkpoints(path / "checkpoints")
-        if not found:
-            raise CheckpointError(f"no step-*.pt checkpoint in {path}: give a run directory that has one")
-        path = found[-1]
-    return load_checkpoint(path)
+    findings = [f"found {'steps ' + ', '.join(map(str, theirs)) if theirs else 'none'}" for theirs in steps]
+    raise CheckpointError(
+        f"no checkpoint in {folder} can be read by every process ({_by_process(findings)}): copy a readable one to "
+        "each machine, put output_dir on a disk that all of them share, or start anew in another --output-dir"
+    )
+
+
+def _chosen(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = list_checkpoints(path) or list_checkpoints(path / "checkpoints")
+    if not found:
+        raise CheckpointError(f"no step-*.pt checkpoint in {path}: give a run directory that has one")
+    return found[-1]
+
+
+def _load_together(find: Callable[[], Path], world: World) -> dict[str, Any]:
+    """The state in every process's own file, which must have the same content everywhere."""
+    state = None
+    try:
+        path = find()
+        state = load_checkpoint(path)
+        finding = f"step {state['step']}, checksum {_checksum(path):08x}"
+    except CheckpointError as error:
+        finding = str(error)
+    findings = world.gather_objects(finding)
+    if state is None or len(set(findings)) > 1:
+        raise CheckpointError(_by_process(findings))
+    return state
+
+
+def _checksum(path: Path) -> int:
+    """Of the checksums that the file keeps of its parts: nothing else of it is read."""
+    with zipfile.ZipFile(path) as archive:
+        return zlib.crc32(repr([part.CRC for part in archive.infolist()]).encode())
+
+
+def _by_process(findings: list[str]) -> str:
+    """What each process found, in one line; once where it is the same in all."""
+    groups: dict[str, list[str]] = {}
+    for rank, finding in enumerate(findings):
+        groups.setdefault(finding, []).append(str(rank))
+    if len(groups) == 1:
+        return findings[0]
+    return "; ".join(f"process {', '.join(ranks)}: {finding}" for finding, ranks in groups.items())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -159,7 +159,7 @@ def _earlier_state(config: Config, folder: Path, world: World) -> dict[str, Any]
     if config.run.resume is None:
         return None
     log = say if world.is_main else SilentLog().say
-    return find_resume(config.run.resume, folder / "checkpoints", log)
+    return find_resume(config.run.resume, folder / "checkpoints", world=world, warn=log)
 
 
 def _network(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,11 @@ from inception_v4.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from inception_v4.distributed import World
+
+
+def resume(choice: str, folder: Path, warnings: list[str] | None = None) -> dict[str, Any] | None:
+    return find_resume(choice, folder, world=World(), warn=[].append if warnings is None else warnings.append)
 
 
 def test_round_trip_and_pruning(tmp_path: Path) -> None:
@@ -41,7 +47,7 @@ def test_temporary_files_are_never_checkpoints(tmp_path: Path) -> None:
     (tmp_path / ".step-00000009.pt.77.tmp").write_bytes(b"half")
     (tmp_path / "step-x.pt").write_bytes(b"no")
     assert list_checkpoints(tmp_path) == []
-    assert find_resume("auto", tmp_path, lambda message: None) is None
+    assert resume("auto", tmp_path) is None
 
 
 def test_auto_skips_a_truncated_checkpoint_and_says_so(tmp_path: Path) -> None:
@@ -49,11 +55,18 @@ def test_auto_skips_a_truncated_checkpoint_and_says_so(tmp_path: Path) -> None:
     newest = save_checkpoint(tmp_path, 2, {"step": 2, "w": torch.zeros(1000)}, keep=9)
     newest.write_bytes(newest.read_bytes()[:1500])
     warnings: list[str] = []
-    state = find_resume("auto", tmp_path, warnings.append)
+    state = resume("auto", tmp_path, warnings)
     assert state is not None and state["step"] == 1
     assert len(warnings) == 1 and "step-00000002.pt" in warnings[0] and "damaged" in warnings[0]
     with pytest.raises(CheckpointError, match="damaged"):
-        find_resume(str(newest), tmp_path, warnings.append)
+        resume(str(newest), tmp_path, warnings)
+
+
+def test_auto_starts_nothing_anew_over_checkpoints_that_cannot_be_read(tmp_path: Path) -> None:
+    newest = save_checkpoint(tmp_path, 2, {"step": 2, "w": torch.zeros(1000)}, keep=9)
+    newest.write_bytes(newest.read_bytes()[:1500])
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* \(found steps 2\): .* --output-dir"):
+        resume("auto", tmp_path)
 
 
 class Bomb:
@@ -75,9 +88,9 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_other_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint .*gone\.pt"):
-        find_resume(str(tmp_path / "gone.pt"), tmp_path, lambda message: None)
+        resume(str(tmp_path / "gone.pt"), tmp_path)
     with pytest.raises(CheckpointError, match=r"no step-\*\.pt"):
-        find_resume(str(tmp_path), tmp_path, lambda message: None)
+        resume(str(tmp_path), tmp_path)
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pt")
     with pytest.raises(CheckpointError, match="--ckpt-path"):
         load_checkpoint(tmp_path / "weights.pt")

@@ -56,6 +56,11 @@ class Learner:
     rank: int = 0
     step: int = 0  # optimizer steps done
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The network and, where it is kept, its average: by the prefix of their figures in a record."""
+        return {"": self.model} | ({} if self.ema.module is None else {"ema_": self.ema.module})
+
 
 def make_criterion(loss: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
     """Mean loss over a batch of logits [B, K] and targets int64 [B] or float [B, K].
@@ -189,9 +194,10 @@ def evaluate(
     rows, skipped, classes = [], [], 0
     for batch in on_device(batches, precision.accelerator):
         skipped += batch.skipped
-        images, count = transform.eval(batch.images), len(batch.labels)
+        count = len(batch.labels)
         if count == 0:
             continue
+        images = transform.eval(batch.images)
         if count < batch_size:
             images = torch.cat([images, images.new_zeros((batch_size - count, *images.shape[1:]))])
         with precision.autocast():

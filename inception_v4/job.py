@@ -15,7 +15,7 @@ from inception_v4.augment import DeviceTransform
 from inception_v4.checkpoint import CheckpointError, atomic_write, find_resume
 from inception_v4.config import to_yaml
 from inception_v4.data import EvalLoader, TrainLoader
-from inception_v4.distributed import World, share_gradients, synchronise_batch_norm
+from inception_v4.distributed import World, average_buffers, share_gradients, synchronise_batch_norm
 from inception_v4.engine import Evaluation, Learner, Precision, make_criterion
 from inception_v4.factory import PRETRAINED
 from inception_v4.metrics import Throughput
@@ -88,6 +88,12 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Job:
         job.log = _open_log(job)
     _introduce(job, source, held_out, messages, resumed=state is not None)
     return job
+
+
+def share_statistics(job: Job) -> None:
+    """BatchNorm statistics of the network and of its average become one set for all processes."""
+    for network in job.learner.networks.values():
+        average_buffers(network, job.world)
 
 
 def capture(job: Job) -> dict[str, Any]:

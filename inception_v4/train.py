@@ -15,9 +15,9 @@ from inception_v4.accelerator import select
 from inception_v4.checkpoint import save_checkpoint
 from inception_v4.config import build_config
 from inception_v4.defaults import choose_defaults
-from inception_v4.distributed import World, average_buffers, session
+from inception_v4.distributed import World, session
 from inception_v4.engine import Evaluation, Precision, evaluate, require_finite, train_one_epoch
-from inception_v4.job import Job, capture, prepare, weights_info
+from inception_v4.job import Job, capture, prepare, share_statistics, weights_info
 from inception_v4.report import draw_curves
 from inception_v4.schema import Config, Run
 from inception_v4.sources import open_source
@@ -92,7 +92,7 @@ def run_epochs(job: Job) -> None:
         finished = learner.step >= job.total_steps
         if learner.step % job.steps_per_epoch == 0 or finished:
             # Statistics are averaged even where no validation follows: all processes go on from one network.
-            average_buffers(learner.model, job.world)
+            share_statistics(job)
             if finished or is_validated(job.config.run, epoch):
                 validate_epoch(job, epoch)
             saved = (epoch + 1) % job.config.run.ckpt_interval == 0 or finished
@@ -111,9 +111,7 @@ def is_validated(run: Run, epoch: int) -> bool:
 def validate_epoch(job: Job, epoch: int) -> None:
     """Validate the weights and their average; keep the better as best.safetensors."""
     record: dict[str, Any] = {"epoch": epoch, "step": job.learner.step, "progress": epoch + 1}
-    candidates: dict[str, nn.Module] = {"": job.learner.model}
-    if job.learner.ema.module is not None:
-        candidates["ema_"] = job.learner.ema.module
+    candidates = job.learner.networks
     results = {prefix: _evaluate(job, model) for prefix, model in candidates.items()}
     for prefix, result in results.items():
         record |= result.record(prefix)
@@ -129,7 +127,7 @@ def validate_epoch(job: Job, epoch: int) -> None:
 def save(job: Job) -> None:
     """Write a checkpoint of everything, and the weights as last.safetensors."""
     require_finite(0.0, job.learner.model, step=job.learner.step)
-    average_buffers(job.learner.model, job.world)
+    share_statistics(job)
     if job.world.is_main:
         keep = job.config.run.keep_checkpoint_max
         save_checkpoint(job.folder / "checkpoints", job.learner.step, capture(job), keep=keep)

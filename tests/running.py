@@ -39,10 +39,12 @@ def environment() -> dict[str, str]:
 
 def command(*words: str, processes: int = 1) -> list[str]:
     """The command line of `inception-v4 words`, under torchrun for several processes."""
-    start = [sys.executable, "-m"]
-    if processes > 1:
-        start += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    return [*start, "inception_v4", *words]
+    start = torchrun(processes) if processes > 1 else [sys.executable]
+    return [*start, "-m", "inception_v4", *words]
+
+
+def torchrun(processes: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
 def run(*words: str, processes: int = 1, cwd: Path | None = None, expect: int = 0) -> subprocess.CompletedProcess[str]:
@@ -51,6 +53,14 @@ def run(*words: str, processes: int = 1, cwd: Path | None = None, expect: int = 
         command(*words, processes=processes), capture_output=True, text=True, env=environment(), cwd=cwd, timeout=280
     )  # fmt: skip
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_script(name: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script of tests/ to its end in two processes under torchrun, and check that it succeeded."""
+    script = [*torchrun(2), str(ROOT / "tests" / name), *words]
+    done = subprocess.run(script, capture_output=True, text=True, env=environment(), cwd=cwd, timeout=280)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 from parallel_gradients import gradients
-from running import ROOT, environment, run
+from running import run, run_script
 from torch import nn
 
 from inception_v4.accelerator import select
@@ -19,11 +17,7 @@ from inception_v4.distributed import World, share_gradients
 
 
 def in_processes(output: Path, mode: str) -> dict[str, torch.Tensor]:
-    script = ROOT / "tests" / "parallel_gradients.py"
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    words += [str(output), mode, "cpu", "float64"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=200)
-    assert done.returncode == 0, done.stderr
+    done = run_script("parallel_gradients.py", str(output), mode, "cpu", "float64", cwd=output.parent)
     assert "FutureWarning" not in done.stderr, done.stderr
     found: dict[str, torch.Tensor] = torch.load(output, weights_only=True)
     return found

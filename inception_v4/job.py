@@ -70,8 +70,6 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Job:
     steps = -(-loader.steps_per_epoch // config.optimizer.accum_steps)
     learner = _learner(config, model, accelerator, world, steps)
     learner.step = config.schedule.start_epoch * steps
-    # Only now: a run that is refused (by its device, say) leaves no folder in the way of the next attempt.
-    _start_folder(config, folder, world)
     val_loader = EvalLoader(
         held_out,
         config.augmentation.preprocessing(),
@@ -84,6 +82,9 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Job:
     job = Job(config, folder, world, accelerator, learner, loader, val_loader, info, steps)
     if state is not None:
         restore(job, state)
+    _require_steps(job)
+    # Only now: a run that is refused (by its device, say) leaves no folder in the way of the next attempt.
+    _start_folder(config, folder, world)
     if world.is_main:
         job.log = _open_log(job)
     _introduce(job, source, held_out, messages, resumed=state is not None)
@@ -94,6 +95,15 @@ def share_statistics(job: Job) -> None:
     """BatchNorm statistics of the network and of its average become one set for all processes."""
     for network in job.learner.networks.values():
         average_buffers(network, job.world)
+
+
+def _require_steps(job: Job) -> None:
+    """A run that was finished may be started again; one that would end without any result may not."""
+    if job.learner.step >= job.total_steps and not job.best:
+        raise ValueError(
+            f"nothing to train: the run starts at step {job.learner.step} (start_epoch, or the checkpoint) and ends "
+            f"at step {job.total_steps} (epochs, max_steps): raise epochs or max_steps"
+        )
 
 
 def capture(job: Job) -> dict[str, Any]:

@@ -138,10 +138,12 @@ def save(job: Job) -> None:
 
 def finish(job: Job) -> dict[str, Any]:
     """Curves and the closing lines."""
+    # In training each process meets unreadable pictures of its own.
+    skipped = sorted(set().union(*job.world.gather_objects(job.skipped)))
     summary = {
         "output_dir": str(job.folder), "steps": job.learner.step, "best": job.best,
         "images_per_second": job.speed.per_second and job.speed.per_second * job.world.size,
-        "skipped_pictures": len(job.skipped), "weights": str(job.folder / "best.safetensors"),
+        "skipped_pictures": len(skipped), "weights": str(job.folder / "best.safetensors"),
     }  # fmt: skip
     if job.world.is_main:
         draw_curves(job.folder, title=f"{job.config.run.recipe}: {job.learner.step} steps")
@@ -150,8 +152,8 @@ def finish(job: Job) -> dict[str, Any]:
             f"best top-1 {best['top1']:.2f} %, top-5 {best['top5']:.2f} % after epoch {best['epoch'] + 1}"
             + (" (averaged weights)" if best["averaged"] else "")
         )
-        if job.skipped:
-            job.log.say(f"{len(job.skipped)} unreadable pictures were skipped: {', '.join(sorted(job.skipped)[:5])}")
+        if skipped:
+            job.log.say(f"{len(skipped)} unreadable pictures were skipped: {', '.join(skipped[:5])}")
         job.log.say(f"weights {summary['weights']}, curves {job.folder / 'curves.png'}")
         job.log.say(f"next: inception-v4 predict PICTURE --ckpt-path {summary['weights']}")
     job.world.barrier()

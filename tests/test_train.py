@@ -137,6 +137,21 @@ def test_contradicting_resume_is_refused(finished_run: Path, tmp_path: Path) -> 
         train(tiny(finished_run))
 
 
+def test_a_run_without_a_step_is_refused_and_a_finished_one_is_not(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"starts at step 6 .* ends at step 4 .*: raise epochs or max_steps"):
+        train(tiny(tmp_path / "run", start_epoch=1, max_steps=4))
+    assert not (tmp_path / "run").exists()
+    checkpoint = str(finished_run / "checkpoints" / "step-00000004.pt")  # from before the first validation
+    with pytest.raises(ValueError, match="starts at step 4 .* ends at step 3 "):
+        train(tiny(tmp_path / "run", **LIVELY, resume=checkpoint, max_steps=3))
+    again = tmp_path / "again"
+    (again / "checkpoints").mkdir(parents=True)
+    shutil.copy(finished_run / "checkpoints" / "step-00000012.pt", again / "checkpoints")
+    shutil.copy(finished_run / "metrics.jsonl", again)
+    summary = train(tiny(again, **LIVELY, resume="auto"))
+    assert summary["steps"] == 12 and summary["best"]["top1"] == final_state(finished_run)["best"]["top1"]
+
+
 def test_profile_leaves_a_trace_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny(tmp_path / "run", epochs=1, shapes_train=20, profile=True))
     (trace,) = (tmp_path / "run" / "profile").glob("*.json")

@@ -49,7 +49,8 @@ def measure_loaders(
         ValueError: a peer is not known or not installed.
     """
     root = existing_folder(data)
-    root = root / data.train_split if holds_classes(root / data.train_split) else root
+    train = root / data.folders[0]
+    root = train if data.train_split or holds_classes(train) else root
     source: Source = FolderSource(root)
     copies = -(-_FEWEST // len(source))
     source = Subset(source, list(range(len(source))) * copies)

@@ -53,10 +53,14 @@ class Data(Section):
         None, description="kind of data; default: `folder` when data_dir is given, else generated `shapes`"
     )
     data_dir: str | None = Field(None, description="folder that holds the data")
-    train_split: str = Field("train", description="sub-folder of the training pictures")
-    val_split: str = Field("val", description="sub-folder of the validation pictures")
+    train_split: str | None = Field(
+        None, description="sub-folder of the training pictures; default: train, or data_dir itself"
+    )
+    val_split: str | None = Field(
+        None, description="sub-folder of the validation pictures; default: val, or a part held out of the training's"
+    )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.1, description="part held out for validation (stratified, seeded) where there is no val_split folder"
+        0.1, description="part held out for validation (stratified, seeded) where there is no folder of its own"
     )
     dataset_download: bool = Field(False, description="fetch CIFAR-10/100 when it is missing")
     extract: bool = Field(False, description="unpack ImageNet's own tar files found in data_dir")
@@ -80,6 +84,16 @@ class Data(Section):
     shuffle: bool = Field(True, description="new order of the training pictures in each epoch")
     drop_last: bool = Field(True, description="leave out the incomplete last batch of a training epoch")
     on_corrupt: Literal["error", "skip"] = Field("error", description="an unreadable picture: stop, or skip and count")
+
+    @property
+    def kind(self) -> str:
+        """The data set that is meant."""
+        return self.dataset or ("folder" if self.data_dir else "shapes")
+
+    @property
+    def folders(self) -> tuple[str, str]:
+        """Names of the training and of the validation folder in data_dir."""
+        return self.train_split or "train", self.val_split or "val"
 
 
 class Augmentation(Section):

@@ -137,8 +137,7 @@ def open_source(data: Data, split: str, *, world: World, seed: int) -> Source:
         FileNotFoundError, ValueError: naming what is missing or wrong and the remedy.
     """
     assert split in ("train", "val")
-    dataset = data.dataset or ("folder" if data.data_dir else "shapes")
-    source = _OPENERS[dataset](data, split, world, seed)
+    source = _OPENERS[data.kind](data, split, world, seed)
     if data.num_classes is not None and data.num_classes < len(source.class_names):
         raise ValueError(f"num_classes {data.num_classes} is less than the data's {len(source.class_names)}: raise it")
     count = data.num_samples if split == "train" else data.val_samples
@@ -177,21 +176,23 @@ def _open_shapes(data: Data, split: str, world: World, seed: int) -> Source:
 
 def _open_folder(data: Data, split: str, world: World, seed: int) -> Source:
     root = existing_folder(data)
-    train, val = root / data.train_split, root / data.val_split
-    if holds_classes(val):
+    train, val = (root / name for name in data.folders)
+    if data.val_split and not val.is_dir():
+        raise FileNotFoundError(missing(val, "val_split"))
+    if holds_classes(val) or data.val_split:
         return _open_split(data, split)
-    for wanted, setting in ((train, "train_split"), (val, "val_split")):
+    for wanted, setting, asked in ((train, "train_split", data.train_split), (val, "val_split", None)):
         similar = nearest(wanted.name, subfolders(root))
-        if not wanted.is_dir() and similar and holds_classes(root / similar):
+        if not wanted.is_dir() and (asked or (similar and holds_classes(root / similar))):
             # Not taken for a class, nor left aside while a part of the training pictures is held out.
             raise FileNotFoundError(missing(wanted, setting))
-    return _held_out(FolderSource(train if holds_classes(train) else root), data, split, seed)
+    return _held_out(FolderSource(train if holds_classes(train) or data.train_split else root), data, split, seed)
 
 
 def _open_split(data: Data, split: str) -> Source:
     """The train or the val folder; the other one, where it is there, must have the same classes."""
     root = existing_folder(data)
-    train, val = root / data.train_split, root / data.val_split
+    train, val = (root / name for name in data.folders)
     wanted, setting = (train, "train_split") if split == "train" else (val, "val_split")
     if not wanted.is_dir():
         raise FileNotFoundError(missing(wanted, setting))
@@ -207,7 +208,7 @@ def _held_out(source: Source, data: Data, split: str, seed: int) -> Source:
         val += indices[: min(max(1, round(data.val_fraction * len(indices))), len(indices) - 1)]
     if not val:
         raise ValueError(
-            f"{data.data_dir} has no {data.val_split!r} folder and one picture per class: "
+            f"{data.data_dir} has no {data.folders[1]!r} folder and one picture per class: "
             "there is nothing to hold out for validation; add pictures or a validation folder"
         )
     chosen = set(val)
@@ -216,7 +217,7 @@ def _held_out(source: Source, data: Data, split: str, seed: int) -> Source:
 
 def _open_imagenet(data: Data, split: str, world: World, seed: int) -> Source:
     root = existing_folder(data)
-    folder = root / (data.train_split if split == "train" else data.val_split)
+    folder = root / data.folders[split == "val"]
     tar, extract = (
         (imagenet.TRAIN_TAR, imagenet.extract_train) if split == "train" else (imagenet.VAL_TAR, imagenet.extract_val)
     )
@@ -232,7 +233,7 @@ def _open_imagenet(data: Data, split: str, world: World, seed: int) -> Source:
 def _open_cifar(data: Data, split: str, world: World, seed: int) -> Source:
     cifar = {"cifar10": CIFAR10, "cifar100": CIFAR100}[str(data.dataset)]
     root = Path(data.data_dir).expanduser() if data.data_dir else cache_dir() / str(data.dataset)
-    pictures_by_class = root / data.train_split
+    pictures_by_class = root / data.folders[0]
     if data.dataset_download:
         # All processes come here whatever they find: the first one's download must not change who waits for whom.
         with world.main_first():
@@ -240,7 +241,7 @@ def _open_cifar(data: Data, split: str, world: World, seed: int) -> Source:
                 download(cifar, root)
     arrays = read_cifar(cifar, root, train=split == "train")
     if arrays is None and holds_classes(pictures_by_class):
-        has_val = data.val_split != "val" or holds_classes(root / data.val_split)
+        has_val = data.val_split or holds_classes(root / data.folders[1])
         return _open_split(data if has_val else data.model_copy(update={"val_split": "test"}), split)
     if arrays is None:
         raise FileNotFoundError(

@@ -80,6 +80,20 @@ def test_missing_folders_name_the_nearest(tmp_path: Path) -> None:
         open_source(Data(dataset="folder"), "train", world=World(), seed=0)
 
 
+@pytest.mark.parametrize("setting", ["train_split", "val_split"])
+def test_a_folder_that_was_asked_for_and_is_not_there_is_an_error(tmp_path: Path, setting: str) -> None:
+    """Not a reason to hold out training pictures, nor to train on everything."""
+    class_folders(tmp_path / "train", CLASSES)
+    for split in ("train", "val"):
+        with pytest.raises(FileNotFoundError, match=f"{setting}: there is no folder 'q7' in .*: it holds train"):
+            _open(tmp_path, split, **{setting: "q7"})
+    with pytest.raises(FileNotFoundError, match="val_split: there is no folder 'val' in"):
+        _open(tmp_path, "val", val_split="val")
+    class_folders(tmp_path / "flat", {"a": 1})
+    with pytest.raises(FileNotFoundError, match="a holds no class folders"):
+        _open(tmp_path / "flat", "val", val_split="a")
+
+
 def test_folders_without_pictures(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no class folders"):
         _open(tmp_path, "train")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ AMP_ALIASES = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": "fp16"}
 _HERE = Path(__file__).parent
 RECIPE_FOLDERS = (_HERE / "configs", _HERE.parent / "configs")
 """Where the shipped recipes are: inside an installed package, beside it in a checkout."""
+
+
+_NOT_GIVEN_BY_SMOKE = ("image_size", "dataset", "shapes_train", "shapes_val")
 
 
 class ConfigError(ValueError):
@@ -59,7 +62,9 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         values["lr_base_batch"] = None
         notices.append(f"lr {values['lr']} is used as given, whatever the batch: the recipe's lr_base_batch is off")
     config = build_config(values)
-    return (shrink(config) if config.run.smoke else config), notices
+    if config.run.smoke:
+        config = shrink(config, flags=translate(dict(overrides or {}))[0])
+    return config, notices
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
@@ -120,15 +125,20 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def shrink(config: Config) -> Config:
-    """The recipe at laptop size (`--smoke`): same code paths, under a minute on a CPU."""
+def shrink(config: Config, flags: Container[str] = ()) -> Config:
+    """The recipe at laptop size (`--smoke`): same code paths, under a minute on a CPU.
+
+    A smaller input and drawn pictures do not count as given, unless they are in `flags`: weights that are validated
+    say what theirs are.
+    """
     values = config.flat()
+    smaller: dict[str, Any] = {}
     if values["data_dir"] is None:
         # The network's classes follow the generated pictures, whatever the recipe was made for.
-        values |= {"dataset": "shapes", "num_classes": None, "dataset_download": False, "extract": False}
+        smaller |= {"dataset": "shapes", "num_classes": None, "dataset_download": False, "extract": False}
     epochs = min(values["epochs"], 2)
-    values |= {
-        "image_size": 75,
+    smaller |= {
+        "image_size": values["image_size"] if "image_size" in flags else 75,
         "epochs": epochs,
         "start_epoch": 0,
         "bn_momentum": max(values["bn_momentum"], 0.1),  # a few steps must fill the running statistics
@@ -145,7 +155,10 @@ def shrink(config: Config) -> Config:
         "log_interval": 1,
         "compile": False,
     }
-    return build_config(values)
+    small = build_config(config.given() | smaller)
+    for section in (small.data, small.augmentation):
+        section.model_fields_set.difference_update(name for name in _NOT_GIVEN_BY_SMOKE if name not in flags)
+    return small
 
 
 def _flatten(values: Mapping[str, Any], path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from inception_v4.model import InceptionV4
-from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import Weights, WeightsError, WeightsInfo, load_weights, read_weights
 from inception_v4.weights.compare import identical, largest_difference
 from inception_v4.weights.loading import Classes, check_fit, fit_background, not_finite
@@ -85,7 +84,7 @@ class ConversionReport:
             f"read {self.source}: {self.layouts[0]}, {weights.tensors} tensors, {weights.parameters:,} parameters",
             *(f"changed: {line}" for line in [*weights.notes, *self.changed]),
             *(f"dropped: {line}" for line in weights.dropped),
-            f"preprocessing: {describe(info.preprocessing)}{origin}",
+            f"preprocessing: {info.preprocessing}{origin}",
             f"wrote {self.destination}: {self.layouts[1]}, {info.num_classes} classes, {self.tensors} tensors, {size}",
             *(f"check: {line}" for line in self.checks),
         ]
@@ -203,12 +202,3 @@ def _logits(weights: Weights, batches: list[Tensor]) -> list[Tensor]:
     load_weights(model, weights, classes="keep", head="load", check_finite=False)
     with torch.inference_mode():
         return [model(batch) for batch in batches]
-
-
-def describe(preprocessing: Preprocessing) -> str:
-    """One line for people."""
-    antialias = "" if preprocessing.antialias else " without antialiasing"
-    return (
-        f"{preprocessing.image_size} px, {preprocessing.interpolation}{antialias}, crop {preprocessing.crop_pct}, "
-        f"mean {preprocessing.mean}, std {preprocessing.std}"
-    )

@@ -21,11 +21,12 @@ from inception_v4.factory import PRETRAINED
 from inception_v4.metrics import Throughput
 from inception_v4.model import InceptionV4
 from inception_v4.optim import Ema, NoEma, build_optimizer, canonical_name
+from inception_v4.preprocessing import Preprocessing
 from inception_v4.runlog import RunLog, SilentLog, say
 from inception_v4.schedule import LearningRate
 from inception_v4.schema import Config
 from inception_v4.sources import Source, open_source
-from inception_v4.weights import WeightsInfo, load_weights
+from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
 
 
 @dataclass
@@ -63,7 +64,9 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Job:
     classes = _head_size(config, source)
     folder = _unused_folder(config, world)
     state = _earlier_state(config, folder, world)
-    model, info, messages = _network(config, source, classes, fresh=state is None)
+    model, info, messages = _network(config, source, classes, state)
+    config = config.model_copy(update={"augmentation": config.augmentation.prepared_like(info.preprocessing)})
+    info = info.replace(preprocessing=config.augmentation.preprocessing())
     loader = TrainLoader(
         source, config.data, config.augmentation, world=world, seed=config.run.seed, pin_memory=accelerator.pin_memory
     )
@@ -179,29 +182,44 @@ def _earlier_state(config: Config, folder: Path, world: World) -> dict[str, Any]
 
 
 def _network(
-    config: Config, source: Source, classes: int, *, fresh: bool
+    config: Config, source: Source, classes: int, state: dict[str, Any] | None
 ) -> tuple[InceptionV4, WeightsInfo, list[str]]:
-    net = config.network
+    """The network, with the weights that a run without an earlier `state` starts from, and how they are used."""
+    net, given = config.network, config.augmentation.given_preprocessing()
     torch.manual_seed(config.run.seed)
     model = InceptionV4(
         classes, net.in_channels, net.drop_rate, init=net.init, bn_eps=net.bn_eps, bn_momentum=net.bn_momentum
     )
-    weights = PRETRAINED if net.pretrained else net.ckpt_path
-    messages: list[str] = []
-    if weights and fresh:
+    origin = PRETRAINED if net.pretrained else net.ckpt_path
+    how, messages = config.augmentation.preprocessing(), []
+    if state is not None:
+        how = WeightsInfo.from_dict(state["info"]).preprocessing
+    elif origin:
+        weights = read_weights(origin)
         report = load_weights(model, weights)
-        messages = [f"start from {weights}", *report.messages]
+        how = report.info.preprocessing
+        messages = [f"start from {origin}", *report.messages, _preprocessing_line(weights, how, given)]
     model.set_grad_checkpointing(net.grad_checkpointing)
     names = tuple(source.class_names)
     info = WeightsInfo(
         num_classes=classes,
         class_names=names if len(names) == classes else None,
-        preprocessing=config.augmentation.preprocessing(),
+        preprocessing=how,
         in_channels=net.in_channels,
         bn_eps=net.bn_eps,
         source=f"inception-v4 {config.run.recipe}",
     )
     return model, info, messages
+
+
+def _preprocessing_line(weights: Weights, how: Preprocessing, given: dict[str, Any]) -> str:
+    """What pictures go through because of the weights, and what was given and differs."""
+    usual = "" if weights.described else f", usual for {weights.layout} weights"
+    differing = [
+        f"{name} {value}" for name, value in given.items() if name != "image_size" and value != getattr(how, name)
+    ]
+    said = f"; as you said: {', '.join(differing)}" if differing else ""
+    return f"pictures are prepared as for the weights ({how}{usual}), at the run's image_size{said}"
 
 
 def _learner(

@@ -56,6 +56,14 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation {self.interpolation!r} is not one of {', '.join(INTERPOLATIONS)}")
 
+    def __str__(self) -> str:
+        """One line for people."""
+        antialias = "" if self.antialias else " without antialiasing"
+        return (
+            f"{self.image_size} px, {self.interpolation}{antialias}, crop {self.crop_pct}, "
+            f"mean {self.mean}, std {self.std}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, ready for JSON."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}

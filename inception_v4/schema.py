@@ -17,6 +17,9 @@ from inception_v4.preprocessing import (
     Preprocessing,
 )
 
+PREPROCESSING_FIELDS = ("image_size", "mean", "std", "crop_pct", "interpolation", "antialias")
+"""Settings that are also fields of `Preprocessing`."""
+
 
 def _split_list(value: Any) -> Any:
     """`0.2,1`, `(0.2, 1)` and `[0.2, 1]` as they arrive from a command line."""
@@ -140,6 +143,15 @@ class Augmentation(Section):
     def preprocessing(self) -> Preprocessing:
         """The evaluation side of this section, as it travels with weights."""
         return Preprocessing(self.image_size, self.mean, self.std, self.crop_pct, self.interpolation, self.antialias)
+
+    def given_preprocessing(self) -> dict[str, Any]:
+        """The part of `preprocessing` that was given and is not a default."""
+        return {name: getattr(self, name) for name in PREPROCESSING_FIELDS if name in self.model_fields_set}
+
+    def prepared_like(self, stored: Preprocessing) -> Augmentation:
+        """A copy that prepares pictures as `stored` says wherever nothing was given; the input's size stays."""
+        how = stored.replace(**self.given_preprocessing())
+        return self.model_copy(update={name: getattr(how, name) for name in PREPROCESSING_FIELDS[1:]})
 
 
 class Network(Section):
@@ -274,3 +286,8 @@ class Config(Section):
     def flat(self) -> dict[str, Any]:
         """Every leaf by its unique name."""
         return {name: value for section in self.model_dump().values() for name, value in section.items()}
+
+    def given(self) -> dict[str, Any]:
+        """Every leaf that was given, by recipe or flag, and is not a default."""
+        sections = self.model_dump(exclude_unset=True).values()
+        return {name: value for section in sections for name, value in section.items()}

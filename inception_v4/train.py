@@ -74,7 +74,7 @@ def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
     overruled = [name for name in settings if name in given]
     if overruled:
         reasons.append(f"as you said: {', '.join(f'{name} {given[name]}' for name in overruled)}")
-    return build_config(config.flat() | chosen), reasons
+    return build_config(config.given() | chosen), reasons
 
 
 def run_epochs(job: Job) -> None:

@@ -39,7 +39,7 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
             source, accelerator, runtime=runtime, device=config.run.device, num_classes=config.data.num_classes,
             channels_last=config.training.channels_last,
         )  # fmt: skip
-        preprocessing = explicit_preprocessing(config, network.info.preprocessing)
+        preprocessing = network.info.preprocessing.replace(**config.augmentation.given_preprocessing())
         pictures = open_source(config.data, "val", world=world, seed=config.run.seed)
         names = class_names_of(network.info)
         pictures = match_labels(pictures, names, network.info.num_classes, asked=config.data.num_classes)
@@ -81,13 +81,6 @@ class Relabelled(Source):
 
     def name(self, index: int) -> str:
         return self._source.name(index)
-
-
-def explicit_preprocessing(config: Config, stored: Preprocessing) -> Preprocessing:
-    """What the weights say, overruled by the settings that were given explicitly."""
-    section = config.augmentation
-    given = {name: getattr(section, name) for name in section.model_fields_set if hasattr(stored, name)}
-    return stored.replace(**given)
 
 
 def match_labels(source: Source, names: tuple[str, ...] | None, num_classes: int, *, asked: int | None) -> Source:

@@ -1,0 +1,105 @@
+"""Fine-tuning prepares pictures as its weights need them, and says so; what was given wins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from photos import class_folders
+from running import TINY, tiny
+
+from inception_v4.accelerator import select
+from inception_v4.config import build_config, load_config
+from inception_v4.distributed import World
+from inception_v4.job import Job, prepare
+from inception_v4.model import InceptionV4
+from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
+from inception_v4.train import suit_data, train
+from inception_v4.weights import Weights, WeightsInfo, read_weights, save_weights
+from inception_v4.weights.source import sidecar
+from inception_v4.weights.writing import write_weights
+
+OWN = Preprocessing(
+    image_size=107, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), crop_pct=0.9, interpolation="bilinear", antialias=False
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One network in files of several layouts, those of others without a word about themselves."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    model = InceptionV4(3)
+    save_weights(model, folder / "ours.safetensors", WeightsInfo(3, preprocessing=OWN))
+    for name, layout in (("mindcv.ckpt", "mindcv"), ("modelzoo.ckpt", "modelzoo"), ("timm.pth", "torch")):
+        write_weights(Weights(model.state_dict(), WeightsInfo(3)), folder / name, layout=layout)
+        sidecar(folder / name).unlink()
+    return folder
+
+
+def prepared(folder: Path, capsys: pytest.CaptureFixture[str], **changes: object) -> tuple[Job, list[str]]:
+    """The parts of a run, and the lines it says about the preparation of pictures."""
+    job = prepare(tiny(folder, init="torch", **changes), select("cpu"), World())
+    job.log.close()
+    return job, [line for line in capsys.readouterr().err.splitlines() if "prepared" in line]
+
+
+@pytest.mark.parametrize("name", ["mindcv.ckpt", "modelzoo.ckpt"])
+def test_weights_of_mindspore_bring_their_mean_and_std(weights: Path, tmp_path: Path, capsys, name: str) -> None:
+    job, said = prepared(tmp_path, capsys, ckpt_path=str(weights / name))
+    usual = read_weights(weights / name).info.preprocessing
+    assert (usual.mean, usual.std, usual.antialias) == (IMAGENET_MEAN, IMAGENET_STD, False)
+    assert job.info.preprocessing == usual.replace(image_size=75)
+    assert job.config.augmentation.preprocessing() == job.info.preprocessing
+    black = job.learner.transform.eval(torch.zeros(1, 3, 75, 75, dtype=torch.uint8))
+    expected = -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
+    torch.testing.assert_close(black[0, :, 40, 40], expected)
+    assert len(said) == 1 and f"usual for {name.removesuffix('.ckpt')}" in said[0]
+
+
+def test_everything_but_the_size_is_the_weights_and_is_written_into_the_run(
+    weights: Path, tmp_path: Path, capsys
+) -> None:
+    job, said = prepared(tmp_path, capsys, ckpt_path=str(weights / "ours.safetensors"))
+    assert job.info.preprocessing == OWN.replace(image_size=75)
+    assert load_config(tmp_path / "config.yaml")[0].augmentation.preprocessing() == job.info.preprocessing
+    assert len(said) == 1 and "usual" not in said[0] and "(0.1, 0.2, 0.3)" in said[0]
+
+
+def test_what_was_given_wins_and_what_was_not_does_not(weights: Path, tmp_path: Path, capsys) -> None:
+    given = {"mean": INCEPTION_MEAN, "interpolation": "bicubic"}
+    job, said = prepared(tmp_path, capsys, ckpt_path=str(weights / "ours.safetensors"), **given)
+    assert job.info.preprocessing == OWN.replace(image_size=75, **given)
+    assert "as you said: " in said[0] and "mean (0.5, 0.5, 0.5)" in said[0] and "interpolation bicubic" in said[0]
+
+
+def test_weights_that_say_nothing_else_and_no_weights_at_all(weights: Path, tmp_path: Path, capsys) -> None:
+    for number, path in enumerate((str(weights / "timm.pth"), None)):
+        job, said = prepared(tmp_path / str(number), capsys, ckpt_path=path)
+        assert job.info.preprocessing == Preprocessing(image_size=75) and len(said) == (path is not None)
+
+
+def test_settings_chosen_for_the_data_and_smoke_count_as_nothing_given(weights: Path, tmp_path: Path) -> None:
+    photos = class_folders(tmp_path / "photos", {"ape": 12, "bear": 12})
+    asked = {"data_dir": str(photos), "ckpt_path": str(weights / "mindcv.ckpt"), "device": "cpu"}
+    config, _ = suit_data(build_config(asked), asked)
+    assert config.augmentation.given_preprocessing().keys() <= {"image_size"}
+    smoke, _ = load_config("finetune", asked | {"smoke": "true"})
+    assert smoke.augmentation.image_size == 75 and not smoke.augmentation.given_preprocessing()
+    recipe, _ = load_config("imagenet_momentum_mindcv", {"smoke": "true", "image_size": "80"})
+    assert recipe.augmentation.image_size == 80
+    assert recipe.augmentation.given_preprocessing().keys() == {
+        "image_size", "mean", "std", "interpolation", "antialias",
+    }  # fmt: skip
+
+
+def test_a_resumed_run_goes_on_as_it_began_without_its_first_weights(weights: Path, tmp_path: Path, capsys) -> None:
+    first = tmp_path / "first.safetensors"
+    first.write_bytes((weights / "ours.safetensors").read_bytes())
+    settings = TINY | {"init": "torch", "ckpt_path": str(first), "output_dir": str(tmp_path / "run"), "max_steps": 1}
+    train(build_config(settings))
+    assert read_weights(tmp_path / "run").info.preprocessing == OWN.replace(image_size=75)
+    first.unlink()
+    job, _ = prepared(tmp_path / "run", capsys, ckpt_path=str(first), max_steps=2, resume="auto")
+    assert job.learner.step == 1 and job.info.preprocessing == OWN.replace(image_size=75)

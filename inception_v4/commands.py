@@ -175,10 +175,10 @@ def train(config_file: str | None, dry_run: bool, **options: Any) -> None:
 def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: bool, **options: Any) -> None:
     """Validate weights or an exported file on labelled pictures: a folder per class, CIFAR, ImageNet.
 
-    The file says how its pictures are resized, cropped and normalised; flags win over it.
+    The file says how its pictures are resized, cropped and normalised, and which they were in its run; flags win.
 
     \b
-      inception-v4 validate --ckpt-path runs/photos/best.safetensors --data-dir photos/
+      inception-v4 validate --ckpt-path runs/photos/best.safetensors
       inception-v4 validate --ckpt-path photos.onnx --data-dir photos/
       inception-v4 validate --pretrained --dataset imagenet --data-dir /imagenet
       inception-v4 validate --from-outputs result_Files/ --labels labels.txt
@@ -267,6 +267,9 @@ def predict(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any
     source = module.PRETRAINED if options["pretrained"] else options["ckpt_path"]
     if source is None or (options["pretrained"] and options["ckpt_path"]):
         raise click.UsageError(f"give --ckpt-path FILE or --pretrained, one of them{_newest_run()}")
+    from inception_v4.runtimes import accelerator_for, recognise
+
+    accelerator_for(recognise(source, options["runtime"]), options["device"]).activate()
     predictor = module.Predictor(
         source, runtime=options["runtime"], device=options["device"], amp=options["amp"],
         batch_size=options["batch_size"], image_size=options["image_size"],

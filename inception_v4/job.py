@@ -15,6 +15,7 @@ from inception_v4.augment import DeviceTransform
 from inception_v4.checkpoint import CheckpointError, atomic_write, find_resume
 from inception_v4.config import to_yaml
 from inception_v4.data import EvalLoader, TrainLoader
+from inception_v4.data_record import KEY, record
 from inception_v4.distributed import World, average_buffers, share_gradients, synchronise_batch_norm
 from inception_v4.engine import Evaluation, Learner, Precision, make_criterion
 from inception_v4.factory import PRETRAINED
@@ -169,6 +170,10 @@ def _unused_folder(config: Config, world: World) -> Path:
 def _start_folder(config: Config, folder: Path, world: World) -> None:
     if world.is_main:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        if config.data.data_dir:
+            # `validate` of these weights finds the data from anywhere.
+            place = str(Path(config.data.data_dir).expanduser().absolute())
+            config = config.model_copy(update={"data": config.data.model_copy(update={"data_dir": place})})
         with atomic_write(folder / "config.yaml") as temporary:
             temporary.write_text(to_yaml(config), encoding="utf-8")
     world.barrier()
@@ -316,7 +321,8 @@ def _introduce(job: Job, source: Source, held_out: Source, messages: list[str], 
 
 
 def weights_info(job: Job, result: Evaluation | None) -> WeightsInfo:
-    extra: dict[str, Any] = {"recipe": job.config.run.recipe, "step": job.learner.step}
+    run = job.config.run
+    extra: dict[str, Any] = {"recipe": run.recipe, "step": job.learner.step, KEY: record(job.config.data, run.seed)}
     if result is not None:
         extra |= {"top1": result.top1, "top5": result.top5}
     return job.info.replace(extra=extra)

@@ -47,6 +47,8 @@ class Predictor:
         predictor = Predictor("runs/photos/best.safetensors")
         print(predictor(["cat.jpg"])[0].classes[0])
 
+    It leaves the switches of the process (determinism, TF32, current device, memory) as they are.
+
     Args:
         source: a weights file, a run directory, a hub name, `pretrained`, or an exported file.
         runtime: what runs it; default: by its suffix.
@@ -68,7 +70,6 @@ class Predictor:
     ) -> None:
         runtime = recognise(source, runtime)
         accelerator = accelerator_for(runtime, device)
-        accelerator.activate()
         network = open_network(source, accelerator, runtime=runtime, device=device)
         self.messages, self.info, self.batch_size = network.messages, network.info, batch_size
         self.preprocessing = network.info.preprocessing.replace(image_size=image_size)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from inception_v4.data import EvalLoader
+from inception_v4.data_record import validation_data
 from inception_v4.distributed import session
 from inception_v4.engine import Evaluation, evaluate
 from inception_v4.factory import PRETRAINED, class_names_of
@@ -16,14 +18,15 @@ from inception_v4.metrics import class_table
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.runlog import say, track
 from inception_v4.runtimes import accelerator_for, open_network, recognise
-from inception_v4.schema import Config
+from inception_v4.schema import Config, Data
 from inception_v4.sources import Source, open_source
 
 
 def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
     """Loss, top-1 and top-5 (percent) of a weights or exported file over the validation pictures, each counted once.
 
-    The file says how its pictures are prepared; settings given explicitly win over it.
+    The file says how its pictures are prepared and, where no data is given, which they were in its run; settings given
+    explicitly win over it.
 
     Args:
         runtime: what runs the file; default: by its suffix.
@@ -40,18 +43,21 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
             channels_last=config.training.channels_last,
         )  # fmt: skip
         preprocessing = network.info.preprocessing.replace(**config.augmentation.given_preprocessing())
-        pictures = open_source(config.data, "val", world=world, seed=config.run.seed)
+        given_seed = config.run.seed if "seed" in config.run.model_fields_set else None
+        data, seed = validation_data(config.data, given_seed, source=source, info=network.info)
+        pictures = open_source(data, "val", world=world, seed=config.run.seed if seed is None else seed)
         names = class_names_of(network.info)
-        pictures = match_labels(pictures, names, network.info.num_classes, asked=config.data.num_classes)
+        pictures, remarks = match_labels(pictures, names, network.info.num_classes, asked=data.num_classes)
         batch_size = config.data.val_batch_size or config.data.batch_size
         loader = EvalLoader(
             pictures, preprocessing, batch_size=batch_size, workers=config.data.workers, world=world,
             on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
         )  # fmt: skip
         if world.is_main:
-            for message in network.messages:
+            for message in [*network.messages, *remarks]:
                 say(message)
-            say(f"{len(pictures)} pictures, {preprocessing.image_size} px, {network.engine} x {world.size}")
+            place = where(data, config.data)
+            say(f"{len(pictures)} pictures{place}, {preprocessing.image_size} px, {network.engine} x {world.size}")
         started = time.perf_counter()
         result = evaluate(
             network.model,
@@ -83,22 +89,48 @@ class Relabelled(Source):
         return self._source.name(index)
 
 
-def match_labels(source: Source, names: tuple[str, ...] | None, num_classes: int, *, asked: int | None) -> Source:
-    """`source` with its labels in the network's numbering: by class name where both have names, else by index.
+def where(used: Data, given: Data) -> str:
+    """Which pictures these are, where the weights' record has said it and no setting."""
+    if given.dataset or given.data_dir:
+        return ""
+    return f" ({used.kind}{f' in {used.data_dir}' if used.data_dir else ''}, as recorded with the weights)"
+
+
+def match_labels(
+    source: Source, names: tuple[str, ...] | None, num_classes: int, *, asked: int | None
+) -> tuple[Source, list[str]]:
+    """`source` with its labels in the network's numbering, and lines for people.
+
+    Classes are matched by name where the network has all of the data's names, each once. Where it has no names, or
+    `asked` says so, labels are indices.
+
+    Args:
+        asked: num_classes as it was given.
 
     Raises:
-        ValueError: the data's classes cannot be those of the network.
+        ValueError: the data's classes cannot be those of the network, or nothing says that they are.
     """
     found = source.class_names
-    if names is not None and found != names and set(found) <= set(names):
+    if names == found:
+        return source, []
+    if names is not None and set(found) <= {name for name, count in Counter(names).items() if count == 1}:
         position = {name: index for index, name in enumerate(names)}
-        return Relabelled(source, [position[name] for name in found], names)
-    if len(found) == num_classes or (asked is not None and len(found) <= num_classes):
-        return source
-    raise ValueError(
-        f"the data has {len(found)} classes ({', '.join(found[:3])}, ...) and the weights {num_classes}, with other "
-        "names: give the matching --data-dir, or --num-classes to say that labels are indices"
-    )
+        return Relabelled(source, [position[name] for name in found], names), []
+    if asked is None and len(found) != num_classes:
+        raise ValueError(
+            f"the data has {len(found)} classes ({', '.join(found[:3])}, ...) and the weights {num_classes}, with "
+            "other names: give the matching --data-dir, or --num-classes to say that labels are indices"
+        )
+    differing = [
+        f"{k} is {a!r} and {b!r}" for k, (a, b) in enumerate(zip(found, names or found, strict=False)) if a != b
+    ]
+    pairs = ", ".join(differing[:3])
+    if asked is None and differing:
+        raise ValueError(
+            f"the classes of the data and of the weights have different names (class {pairs}): give the matching "
+            f"--data-dir, or --num-classes {num_classes} to say that labels are indices"
+        )
+    return source, [f"labels are taken as indices: in data and weights class {pairs}"] if differing else []
 
 
 def suspicions(result: Evaluation) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from inception_v4.accelerator import onnx_providers
+
 METADATA_KEY = "inception_v4"
 """Of the JSON among a file's own metadata."""
 
@@ -70,16 +72,18 @@ def require(package: str, *others: str) -> Any:
 
 def _open_onnx(path: Path, device: str) -> Session:
     ort = require("onnxruntime")
-    provider = _provider(ort.get_available_providers(), device)
+    provider, chosen = _provider(ort.get_available_providers(), device)
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that wait for work give the processor to the loader's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     fallback = [] if provider.startswith("CPU") else ["CPUExecutionProvider"]
-    session = _opened(path, lambda: ort.InferenceSession(str(path), options, providers=[provider, *fallback]))
+    session = _opened(path, lambda: ort.InferenceSession(str(path), options, providers=[(provider, chosen), *fallback]))
     if provider not in session.get_providers():
-        raise RuntimeUnavailable(f"onnxruntime cannot start its {provider}: mend its libraries, or use --device cpu")
+        raise RuntimeUnavailable(
+            f"onnxruntime cannot start its {provider} on device {device}: mend its libraries, or use --device cpu"
+        )
     image, logits = session.get_inputs()[0], session.get_outputs()[0]
     if image.type not in ("tensor(float)", "tensor(uint8)"):
         raise ExportedFileError(f"{path} takes {image.type}: export it with a float32 input")
@@ -92,22 +96,19 @@ def _open_onnx(path: Path, device: str) -> Session:
         session.get_modelmeta().custom_metadata_map.get(METADATA_KEY),
         tuple(n if isinstance(n, int) else None for n in image.shape),
         logits.shape[-1] if isinstance(logits.shape[-1], int) else None,
-        f"onnxruntime {ort.__version__}, {provider}",
+        f"onnxruntime {ort.__version__}, {provider}{''.join(f', {name} {value}' for name, value in chosen.items())}",
     )
 
 
-_PROVIDERS = {"npu": "CANN", "mps": "CoreML"}
-"""Our names of devices where ONNX Runtime has others."""
-
-
-def _provider(available: list[str], device: str) -> str:
-    """ONNX Runtime's name of a device; `auto` is the best of those that its installed build is made for."""
-    kinds = ["cuda", "npu", "cpu"] if device == "auto" else [device.partition(":")[0]]
-    for kind in kinds:
-        name = f"{_PROVIDERS.get(kind, kind.upper())}ExecutionProvider"
+def _provider(available: list[str], device: str) -> tuple[str, dict[str, str]]:
+    """The first of a device's providers that the installed build has, and its options."""
+    wanted = onnx_providers(device)
+    for name, options in wanted:
         if name in available:
-            return name
-    raise RuntimeUnavailable(f"this onnxruntime has no {name} ({', '.join(available)}): install its build for {device}")
+            return name, options
+    raise RuntimeUnavailable(
+        f"this onnxruntime has no {wanted[-1][0]} ({', '.join(available)}): install its build for {device}"
+    )
 
 
 def _open_openvino(path: Path, device: str) -> Session:

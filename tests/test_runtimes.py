@@ -15,7 +15,7 @@ from test_export import run
 from inception_v4.outputs import OutputsError, read_labels, score_outputs
 from inception_v4.predict import Predictor
 from inception_v4.runtimes import accelerator_for, open_network, recognise
-from inception_v4.sessions import ExportedFileError, RuntimeUnavailable
+from inception_v4.sessions import RUNTIMES, ExportedFileError, RuntimeUnavailable
 
 __all__ = ["folder"]
 
@@ -104,6 +104,42 @@ def test_files_that_run_elsewhere_are_broken_or_foreign(folder: Path, tmp_path: 
         opened(tmp_path / "cut.pt2")
     with pytest.raises(RuntimeUnavailable, match="has no CANNExecutionProvider"):
         open_network(str(onnx_file(folder)), accelerator_for("onnx", "cpu"), runtime="onnx", device="npu:0")
+
+
+@pytest.mark.parametrize(
+    ("device", "rank", "expected"),
+    [
+        ("cuda:1", None, ("CUDAExecutionProvider", {"device_id": "1"})),
+        ("cuda", None, ("CUDAExecutionProvider", {"device_id": "0"})),
+        ("cuda", "3", ("CUDAExecutionProvider", {"device_id": "3"})),
+        ("cuda:0", "3", ("CUDAExecutionProvider", {"device_id": "0"})),
+        ("auto", "2", ("CUDAExecutionProvider", {"device_id": "2"})),
+        ("cpu", "3", ("CPUExecutionProvider", {})),
+    ],
+)
+def test_onnx_runtime_gets_the_number_of_the_device(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, rank: str | None, expected: tuple[str, dict[str, str]]
+) -> None:
+    """What a build for GPUs would be told; the session itself then runs here."""
+    ort = pytest.importorskip("onnxruntime")
+    told, start = [], ort.InferenceSession
+
+    class Session(start):
+        def __init__(self, path: str, options: object, providers: list) -> None:
+            told.extend(providers)
+            super().__init__(path, options, providers=["CPUExecutionProvider"])
+
+        def get_providers(self) -> list[str]:
+            return [told[0][0]]
+
+    monkeypatch.setattr(ort, "InferenceSession", Session)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", rank)
+    session = RUNTIMES["onnx"].open(onnx_file(folder), device)
+    assert told[0] == expected
+    assert all(f"{name} {value}" in session.engine for name, value in expected[1].items())
 
 
 def test_another_programs_onnx_file_is_run_with_a_remark(folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ __all__ = [
     "CopyStream",
     "DeviceError",
     "environment_report",
+    "onnx_providers",
     "prepare_environment",
     "select",
 ]
@@ -61,6 +62,26 @@ def select(device: str = "auto", *, local_rank: int | None = None) -> Accelerato
     if local_rank is None and "LOCAL_RANK" in os.environ:
         local_rank = int(os.environ["LOCAL_RANK"])
     return row(_checked_index(row, device, index=index, local_rank=local_rank))
+
+
+def onnx_providers(device: str = "auto") -> list[tuple[str, dict[str, str]]]:
+    """ONNX Runtime's execution providers for a device, best first, and the options that choose one of several devices.
+
+    Args:
+        device: as for `select`. Without an index it is this process's number on its machine.
+
+    Raises:
+        DeviceError: no such kind of device, or ONNX Runtime has no provider for it.
+    """
+    kind, index = _parse(device)
+    rows = [row for row in ROWS.values() if row.has_index or row is Accelerator] if kind == "auto" else [ROWS[kind]]
+    number = int(os.environ.get("LOCAL_RANK", "0")) if index is None else index
+    found = [
+        (row.onnx_provider, {"device_id": str(number)} if row.has_index else {}) for row in rows if row.onnx_provider
+    ]
+    if not found:
+        raise DeviceError(f"ONNX Runtime has no execution provider for {device}: use --device cpu")
+    return found
 
 
 def environment_report() -> dict[str, Any]:

@@ -100,6 +100,8 @@ class Accelerator:
     label: ClassVar[str] = "CPU"
     backend: ClassVar[str] = "gloo"
     """Of the process group: whose tensors travel over what."""
+    onnx_provider: ClassVar[str | None] = "CPUExecutionProvider"
+    """What ONNX Runtime calls it; None where it has nothing for it."""
     pin_memory: ClassVar[bool] = False
     """Whether copies from page-locked memory are faster, and can run beside computation."""
     can_sync_bn_natively: ClassVar[bool] = False

@@ -69,6 +69,7 @@ class Cuda(Indexed):
     type = "cuda"
     label = "CUDA GPU"
     backend = "cpu:gloo,cuda:nccl"
+    onnx_provider = "CUDAExecutionProvider"
 
     @classmethod
     def absence(cls) -> str | None:
@@ -114,6 +115,7 @@ class Mps(Accelerator):
 
     type = "mps"
     label = "Apple GPU"
+    onnx_provider = "CoreMLExecutionProvider"
     likes_channels_last = False
 
     @classmethod
@@ -143,6 +145,7 @@ class Xpu(Indexed):
     type = "xpu"
     label = "Intel GPU"
     backend = "cpu:gloo,xpu:xccl"
+    onnx_provider = None
 
     @classmethod
     def absence(cls) -> str | None:

@@ -41,6 +41,7 @@ class Npu(Indexed):
     type = "npu"
     label = "Ascend NPU"
     backend = "cpu:gloo,npu:hccl"
+    onnx_provider = "CANNExecutionProvider"
     likes_channels_last = False
     probing_is_free = False
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import shutil
+import tempfile
 import warnings
 import zipfile
 import zlib
@@ -40,6 +42,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output` to write into; gone afterwards."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def publish(folder: Path, output: Path) -> list[Path]:
+    """Move the files of `folder` beside `output`, which takes its name last; returns them, `output` first."""
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == output.name)
+    placed: list[Path] = []
+    for path in files:
+        with open(path, "rb") as written:
+            os.fsync(written.fileno())
+        placed.insert(0, output.with_name(path.name))
+        os.replace(path, placed[0])
+    return placed
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:

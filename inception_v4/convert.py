@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
+from inception_v4.checkpoint import publish, staged
 from inception_v4.model import InceptionV4
 from inception_v4.weights import Weights, WeightsError, WeightsInfo, load_weights, read_weights
 from inception_v4.weights.compare import identical, largest_difference
 from inception_v4.weights.loading import Classes, check_fit, fit_background, not_finite
 from inception_v4.weights.names import preview
+from inception_v4.weights.source import sidecar
 from inception_v4.weights.training import to_mindspore
 from inception_v4.weights.writing import check_suffix, layout_for, storage_type, write_weights
 
@@ -79,14 +81,19 @@ class ConversionReport:
         """The report for people."""
         weights, info = self.weights, self.weights.info
         origin = "" if weights.described else f" (usual for {self.layouts[0]}: the file says nothing)"
-        size = f"{self.destination.stat().st_size / 1e6:.1f} MB"
+        outcome = f"failed: {self.destination} would not hold the same network, so it was not kept"
+        if self.passed:
+            outcome = (
+                f"wrote {self.destination}: {self.layouts[1]}, {info.num_classes} classes, {self.tensors} tensors, "
+                f"{self.destination.stat().st_size / 1e6:.1f} MB"
+            )
         return [
             f"read {self.source}: {self.layouts[0]}, {weights.tensors} tensors, {weights.parameters:,} parameters",
             *(f"changed: {line}" for line in [*weights.notes, *self.changed]),
             *(f"dropped: {line}" for line in weights.dropped),
             f"preprocessing: {info.preprocessing}{origin}",
-            f"wrote {self.destination}: {self.layouts[1]}, {info.num_classes} classes, {self.tensors} tensors, {size}",
             *(f"check: {line}" for line in self.checks),
+            outcome,
         ]
 
 
@@ -98,11 +105,11 @@ def convert_weights(
     verify: bool | Sequence[str | Path] = False,
     **options: Unpack[Options],
 ) -> ConversionReport:
-    """Read weights of any layout and write them in another; the file is then read back and compared.
+    """Read weights of any layout and write them in another; the file is read back and compared before it is kept.
 
     Args:
         source: what `read_weights` takes.
-        destination: file to write, whole or not at all; its suffix says the layout unless `to` does.
+        destination: file to write, whole and verified or not at all; its suffix says the layout unless `to` does.
         to: a key of `FORMATS`.
         verify: also compare the outputs of both networks on random pictures, and on the pictures given here.
         options: see `Options`.
@@ -118,12 +125,26 @@ def convert_weights(
     weights = _read(source, layout, options)
     report = ConversionReport(str(source), destination, (weights.layout, layout), weights)
     training = to_mindspore(weights, layout, report.changed) if options.get("with_optimizer") else None
-    report.changed += write_weights(weights, destination, layout=layout, dtype=dtype, training=training)
-    written = read_weights(destination)
-    _check_tensors(report, written, dtype)
-    if verify is not False:
-        _check_outputs(report, written, [] if verify is True else verify, dtype)
+    with staged(destination.absolute()) as folder:
+        path = folder / destination.name
+        report.changed += write_weights(weights, path, layout=layout, dtype=dtype, training=training)
+        _check_tensors(report, written := _read_back(path, destination), dtype)
+        if verify is not False:
+            _check_outputs(report, written, [] if verify is True else verify, dtype)
+        if report.passed:
+            described_beside = sidecar(path).exists()
+            publish(folder, destination)
+            if not described_beside:
+                sidecar(destination).unlink(missing_ok=True)  # it would speak about the file that was replaced
     return report
+
+
+def _read_back(path: Path, destination: Path) -> Weights:
+    """The file that is about to be called `destination`; its errors say that name."""
+    try:
+        return read_weights(path)
+    except WeightsError as error:
+        raise WeightsError(str(error).replace(str(path), str(destination))) from error
 
 
 def _read(source: str | Path, layout: str, options: Options) -> Weights:

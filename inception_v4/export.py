@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.augment import DeviceTransform
+from inception_v4.checkpoint import publish, staged
 from inception_v4.export_formats import (
     FORMATS,
     OPSETS,
@@ -37,8 +33,6 @@ TOLERANCE = 1e-4
 
 AGREEMENT = 0.9
 """Least share of pictures that an 8-bit file has to call as the network does."""
-
-_COMPARED = 64  # pictures that an 8-bit file is compared on
 
 _WEAK = 1e-3
 """Below this share of the largest output, the pictures' own differences are too small to compare networks by."""
@@ -157,8 +151,8 @@ def _plan(source: str, target: Target) -> Plan:
     batch = target.om.batch_size if target.om else target.batch_size
     device = target.device.partition(":")[0] if target.format == "aoti" else None
     signature = Signature(target.preprocess, target.softmax, batch, device)
-    pictures = calibration_pictures(target.calibrate, info) if target.calibrate else None
-    return Plan(opened.model, info, signature, target, opened.messages, pictures)
+    pictures = calibration_pictures(target.calibrate, info) if target.calibrate else ()
+    return Plan(opened.model, info, signature, target, opened.messages, *pictures)
 
 
 def _summary(plan: Plan, output: Path) -> str:
@@ -170,43 +164,20 @@ def _summary(plan: Plan, output: Path) -> str:
     return f"{output.name}: {takes} -> {gives} [{batch}, {plan.info.num_classes}]"
 
 
-@contextmanager
-def staged(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output` to write into; gone afterwards."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-def publish(folder: Path, output: Path) -> list[Path]:
-    """Move the files of `folder` beside `output`, which takes its name last; returns them, `output` first."""
-    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == output.name)
-    placed: list[Path] = []
-    for path in files:
-        with open(path, "rb") as written:
-            os.fsync(written.fileno())
-        placed.insert(0, output.with_name(path.name))
-        os.replace(path, placed[0])
-    return placed
-
-
 @torch.inference_mode()
 def _check(plan: Plan, row: Format, path: Path, report: ExportReport) -> None:
     """Compare the outputs for some pictures, all at once and the first one alone."""
     if row.open is None:
         report.checks.append(f"none: {path.suffix} files run on their own device only")
         return
-    pictures = check_pictures(plan.info) if plan.calibration is None else plan.calibration[:_COMPARED]
+    pictures = check_pictures(plan.info) if plan.compared is None else plan.compared
     normalise = DeviceTransform(plan.info.preprocessing, num_classes=plan.info.num_classes)
     expected = plan.network(normalise.eval(pictures))
     expected = expected.softmax(1) if plan.signature.softmax else expected
     run, engine = row.open(path.with_suffix(row.compared or path.suffix), plan.target.device)
     inputs = plan.inputs(pictures).to(plan.target.device if row is FORMATS["aoti"] else "cpu")
     outputs = [in_batches(run, part, plan.signature.batch_size).cpu() for part in (inputs, inputs[:1])]
-    verdict = compare if plan.calibration is None else compare_rounded
+    verdict = compare if plan.compared is None else compare_rounded
     line, report.passed = verdict(torch.cat([expected, expected[:1]]), torch.cat(outputs))
     report.checks.append(f"{engine}: {line}")
 

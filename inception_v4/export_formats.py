@@ -19,11 +19,10 @@ from inception_v4 import mindir
 from inception_v4.accelerator import select
 from inception_v4.ascend_om import AtcError, OmTarget, aipp_config, atc_command, run_atc
 from inception_v4.augment import DeviceTransform, eval_transform
-from inception_v4.folders import picture_files
 from inception_v4.fusion import fuse
 from inception_v4.model import InceptionV4
 from inception_v4.pictures import read_picture
-from inception_v4.quantization import quantize
+from inception_v4.quantization import draw_pictures, quantize
 from inception_v4.runtimes import PixelTransform, Signature, describe
 from inception_v4.sessions import METADATA_KEY, RUNTIMES, require
 from inception_v4.shapes import KINDS, draw_shape
@@ -83,6 +82,7 @@ class Plan:
     target: Target
     messages: list[str] = field(default_factory=list)
     calibration: Tensor | None = None  # uint8 [N, C, S, S]
+    compared: Tensor | None = None  # the same, of other pictures
 
     @property
     def size(self) -> int:
@@ -133,25 +133,25 @@ def check_pictures(info: WeightsInfo) -> Tensor:
     return pictures
 
 
-CALIBRATION = 256
-"""Most pictures that ranges are taken from: more change them little."""
-
+CALIBRATION, COMPARED = 256, 64
+"""Most pictures that ranges are taken from, as more change them little, and that an 8-bit file is compared on."""
 _AT_A_TIME = 16
 
 
-def calibration_pictures(folder: str, info: WeightsInfo) -> Tensor:
-    """Up to `CALIBRATION` pictures from all over a folder, uint8 [N, C, S, S].
+def calibration_pictures(folder: str, info: WeightsInfo) -> tuple[Tensor, Tensor]:
+    """Up to `CALIBRATION` pictures of all classes of a folder, and up to `COMPARED` others, uint8 [N, C, S, S].
 
     Raises:
-        ExportError: there are none.
-        CorruptImage: one cannot be read.
+        ExportError, CorruptImage: there are fewer than two, or one cannot be read.
     """
-    found = sorted(picture_files(Path(folder)))
-    if not found:
-        raise ExportError(f"--int8 {folder} holds no pictures: give a folder of some hundred like those to come")
     resize = eval_transform(info.preprocessing)
-    chosen = found[:: -(-len(found) // CALIBRATION)]
-    return torch.stack([resize(read_picture(path)) for path in chosen])
+    ranges, others = draw_pictures(Path(folder), ranges=CALIBRATION, compared=COMPARED)
+    if not others:
+        raise ExportError(
+            f"--int8 {folder} holds no pictures, or one: give a folder of some hundred like those to come"
+        )
+    first, second = (torch.stack([resize(read_picture(path)) for path in part]) for part in (ranges, others))
+    return first, second
 
 
 def _program(plan: Plan, device: torch.device | None = None) -> torch.export.ExportedProgram:
@@ -256,16 +256,20 @@ def _write_for_om(plan: Plan, path: Path) -> None:
 def _compile_om(plan: Plan, path: Path) -> None:
     assert plan.target.om is not None
     try:
-        run_atc(atc_for(path, plan.target.om, plan.size), path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as unfinished:
+            compiled = Path(unfinished) / path.name
+            run_atc(atc_for(path, plan.target.om, plan.size, output=compiled), compiled)
+            compiled.rename(path)
     except AtcError as error:
         there = atc_for(Path(path.name), plan.target.om, plan.size)
         raise AtcError(f"{error}; the other files are written, so run there: {shlex.join(there)}") from error
     _describe_beside(plan, path, replace(plan.signature, preprocess=plan.target.om.aipp))
 
 
-def atc_for(path: Path, om: OmTarget, size: int) -> list[str]:
+def atc_for(path: Path, om: OmTarget, size: int, *, output: Path | None = None) -> list[str]:
+    """ATC's command line for the files written for `path`, which it makes unless another `output` is given."""
     aipp = path.with_suffix(".aipp.cfg") if om.aipp else None
-    return atc_command(path.with_suffix(".onnx"), path, om, image_size=size, aipp=aipp)
+    return atc_command(path.with_suffix(".onnx"), output or path, om, image_size=size, aipp=aipp)
 
 
 def _needs_onnx(target: Target) -> None:

@@ -6,14 +6,40 @@ turn into integer kernels. Ranges come from pictures: give some hundred like tho
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
+from inception_v4.folders import picture_files
 from inception_v4.sessions import require
+from inception_v4.sources import balanced
+
+
+def draw_pictures(folder: Path, *, ranges: int, compared: int, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Pictures to take ranges from and other ones to compare the result on, each from all over the classes.
+
+    Where there are fewer pictures than asked for, both get their share; a folder of one picture gives none to compare.
+
+    Args:
+        ranges, compared: at most so many pictures.
+    """
+    files = sorted(picture_files(folder))
+    rng = np.random.default_rng(seed)
+    drawn = [files[i] for i in _spread(files, ranges + compared, rng)]
+    other = set(_spread(drawn, len(drawn) * compared // (ranges + compared) or min(1, len(drawn) // 2), rng))
+    return [f for i, f in enumerate(drawn) if i not in other], [drawn[i] for i in sorted(other)]
+
+
+def _spread(files: Sequence[str], count: int, rng: np.random.Generator) -> list[int]:
+    """Indices of `count` files, evenly from their folders; a random choice of these where they are more."""
+    folders = sorted({os.path.dirname(file) for file in files})
+    number = dict(zip(folders, rng.permutation(len(folders)).tolist(), strict=True))
+    return balanced([number[os.path.dirname(file)] for file in files], count, int(rng.integers(2**31)))
 
 
 def quantize(source: Path, destination: Path, batches: Iterable[Tensor]) -> None:

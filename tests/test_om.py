@@ -31,6 +31,8 @@ if "insert_op_conf" in options:
     assert open(options["insert_op_conf"]).read().startswith("aipp_op {{")
 open("kernel_meta.log", "w").close()  # litter, as the real one leaves it
 if os.environ.get("ATC_FAILS"):
+    with open(options["output"] + ".om", "w") as file:
+        file.write("half of it")
     print("ATC start working now.\\nE10001: Value [X] for parameter [soc_version] is invalid.\\nATC run failed")
     sys.exit(1)
 with open(options["output"] + ".om", "w") as file:
@@ -106,7 +108,7 @@ def test_atcs_own_error_is_passed_on(folder: Path, quick_onnx, atc, tmp_path: Pa
     monkeypatch.setenv("ATC_FAILS", "1")
     code, _, err = run(capsys, *words(folder, tmp_path / "x.om"))
     assert code == 1 and "E10001: Value [X] for parameter [soc_version] is invalid." in err
-    assert not (tmp_path / "x.om").exists() and (tmp_path / "x.onnx").is_file()
+    assert {p.name for p in tmp_path.iterdir()} == {"bin", "x.onnx"}, "no half-written x.om"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from exported import CLASSES, drawn, exported, folder, logits, onnx_file, weight
 from exported import network as live_network
 
 from inception_v4.export import ExportError, Target, compare_rounded, export_model
-from inception_v4.export_formats import CALIBRATION, calibration_pictures
+from inception_v4.export_formats import calibration_pictures
 from inception_v4.pictures import CorruptImage
+from inception_v4.quantization import draw_pictures
 from inception_v4.runtimes import accelerator_for, open_network, recognise
 from inception_v4.shapes import draw_shape
 from inception_v4.weights import read_weights
@@ -60,7 +61,7 @@ def test_the_report_counts_the_pictures_on_which_both_agree(folder: Path, pictur
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     report = export_model(weights_file(folder), folder / "counted.onnx", Target(calibrate=str(pictures)))
-    assert any("8-bit outputs differ by" in line and "of 25" in line for line in report.checks)
+    assert any("8-bit outputs differ by" in line and "of 5" in line for line in report.checks)
 
 
 def test_another_function_is_not_taken_for_rounding() -> None:
@@ -70,13 +71,31 @@ def test_another_function_is_not_taken_for_rounding() -> None:
     assert not passed and "on 0 of 20" in line
 
 
-def test_calibration_takes_pictures_from_all_over_the_folder(folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_ranges_and_comparison_take_different_pictures_of_all_classes(
+    folder: Path, pictures: Path, tmp_path: Path
+) -> None:
     info = read_weights(weights_file(folder)).info
-    assert calibration_pictures(str(pictures), info).shape == (24, 3, 75, 75)
+    parts = calibration_pictures(str(pictures), info)
+    assert [part.shape for part in parts] == [(20, 3, 75, 75), (4, 3, 75, 75)]
+    for number in range(80):  # in sorted order the first classes would fill both parts
+        (tmp_path / f"{number:03}").mkdir()
+        for picture in range(6):
+            (tmp_path / f"{number:03}" / f"{picture}.png").touch()
+    ranges, compared = draw_pictures(tmp_path, ranges=256, compared=64)
+    assert (len(set(ranges)), len(set(compared))) == (256, 64) and not set(ranges) & set(compared)
+    assert len({Path(file).parent for file in ranges}) == 80
+    assert len({Path(file).parent for file in compared}) == 64
+    assert {int(Path(file).parent.name) // 20 for file in compared} == {0, 1, 2, 3}, "not the first classes only"
+    assert (ranges, compared) == draw_pictures(tmp_path, ranges=256, compared=64)
+    assert compared != draw_pictures(tmp_path, ranges=256, compared=64, seed=1)[1]
+
+
+def test_few_pictures_are_shared(pictures: Path, tmp_path: Path) -> None:
     picture = next(pictures.rglob("*.png")).read_bytes()
-    for number in range(2 * CALIBRATION + 1):
-        (tmp_path / f"{number:04}.png").write_bytes(picture)
-    assert CALIBRATION / 2 < len(calibration_pictures(str(tmp_path), info)) <= CALIBRATION
+    for count, expected in ((1, (1, 0)), (2, (1, 1)), (3, (2, 1)), (10, (8, 2))):
+        while len(list(tmp_path.iterdir())) < count:
+            (tmp_path / f"{len(list(tmp_path.iterdir()))}.png").write_bytes(picture)
+        assert tuple(map(len, draw_pictures(tmp_path, ranges=256, compared=64))) == expected
 
 
 def test_what_cannot_be_is_refused(folder: Path, pictures: Path, tmp_path: Path) -> None:
@@ -85,7 +104,8 @@ def test_what_cannot_be_is_refused(folder: Path, pictures: Path, tmp_path: Path)
         export_model(source, tmp_path / "x.pt2", Target(calibrate=str(pictures)))
     with pytest.raises(ExportError, match="no pictures"):
         export_model(source, tmp_path / "x.onnx", Target(calibrate=str(tmp_path)))
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
-    with pytest.raises(CorruptImage, match=r"broken\.jpg"):
+    for name in ("broken.jpg", "also.jpg"):
+        (tmp_path / name).write_bytes(b"\xff\xd8\xff broken")
+    with pytest.raises(CorruptImage, match=r"(broken|also)\.jpg"):
         export_model(source, tmp_path / "x.onnx", Target(calibrate=str(tmp_path)))
-    assert [p.name for p in tmp_path.iterdir()] == ["broken.jpg"]
+    assert {p.name for p in tmp_path.iterdir()} == {"broken.jpg", "also.jpg"}

@@ -82,7 +82,20 @@ def test_a_damaged_result_does_not_pass(folder, tmp_path, monkeypatch):
     )
     report = convert_weights(folder / "net.safetensors", tmp_path / "a.ckpt", verify=True)
     assert not report.passed
-    assert said(report, "746 of 747 identical")
+    assert said(report, "746 of 747 identical") and said(report, "failed: ") and not said(report, "wrote ")
+    assert not list(tmp_path.iterdir()), "it is not kept, nor anything beside it"
+    (tmp_path / "a.ckpt").write_bytes(b"an earlier file")
+    assert not convert_weights(folder / "net.safetensors", tmp_path / "a.ckpt").passed
+    assert (tmp_path / "a.ckpt").read_bytes() == b"an earlier file"
+    with pytest.raises(WeightsError, match=rf"^{tmp_path}/net-8e4777a0\.pth has SHA-256"):
+        convert_weights(folder / "net.safetensors", tmp_path / "net-8e4777a0.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_a_description_of_the_file_that_is_replaced_does_not_stay(folder, tmp_path):
+    (tmp_path / "a.safetensors.json").write_text("{}")
+    convert_weights(folder / "net.safetensors", tmp_path / "a.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_background_class(folder, tmp_path):

@@ -19,21 +19,44 @@ from inception_v4.data import EvalLoader
 from inception_v4.distributed import World
 from inception_v4.engine import Precision, evaluate
 from inception_v4.model import InceptionV4
+from inception_v4.shapes import KINDS, draw_shape
 from inception_v4.sources import open_source
 from inception_v4.weights import load_weights
 
 SETTINGS: dict[str, Any] = TINY | {
-    "shapes_train": 16, "shapes_val": 7, "epochs": 1, "warmup_epochs": 0, "lr": 0.001, "bn_momentum": 0.9,
+    "dataset": "folder", "on_corrupt": "skip", "epochs": 1, "warmup_epochs": 0, "lr": 0.001, "bn_momentum": 0.9,
     "drop_rate": 0.3, "ema": True, "ema_warmup": 3, "ckpt_steps": 1, "keep_checkpoint_max": 9,
 }  # fmt: skip
 """Two steps by two processes, with a checkpoint after each; statistics close to those of a batch keep losses finite."""
 
 
 @pytest.fixture(scope="module")
-def run_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The main process's directory of a finished run by two processes, each with a disk of its own."""
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 training and 8 validation pictures of two kinds, of which 4 and 1 cannot be read."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, count, damaged in (("train", 16, (0, 1, 6, 11)), ("val", 8, (5,))):
+        for number in range(count):
+            kind = KINDS[number % 2]
+            file = folder / split / kind / f"{number:02d}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draw_shape(kind, number, 80).save(file)
+            if number in damaged:
+                file.write_bytes(file.read_bytes()[:100])
+    return folder
+
+
+def train_in_two(pictures: Path, machines: Path) -> str:
+    """Train to the end, each process with a disk of its own; returns what was said."""
+    words = ("train", *as_flags(SETTINGS), f"--data-dir={pictures}", "--output-dir=run", "--resume=auto")
+    return run_script("node_local.py", *words, cwd=machines).stderr
+
+
+@pytest.fixture(scope="module")
+def run_of_two(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The main process's directory of a finished run."""
     machines = tmp_path_factory.mktemp("machines")
-    run_script("node_local.py", "train", *as_flags(SETTINGS), "--output-dir=run", "--resume=auto", cwd=machines)
+    said = train_in_two(pictures, machines)
+    assert "5 unreadable pictures were skipped" in said, "those of the other process too"
     assert list((machines / "node1").iterdir()) == [], "one process writes"
     return machines / "node0" / "run"
 
@@ -60,7 +83,9 @@ def figures_of(weights: Path) -> dict[str, Any]:
     load_weights(model, str(weights))
     result = evaluate(
         model.eval(),
-        EvalLoader(pictures, config.augmentation.preprocessing(), batch_size=4, workers=0, world=world),
+        EvalLoader(
+            pictures, config.augmentation.preprocessing(), batch_size=4, workers=0, world=world, on_corrupt="skip"
+        ),
         transform=DeviceTransform(config.augmentation, num_classes=2, memory_format=accelerator.memory_format()),
         precision=Precision(accelerator),
         world=world,
@@ -69,7 +94,7 @@ def figures_of(weights: Path) -> dict[str, Any]:
     return result.record()
 
 
-def test_they_go_on_from_the_newest_step_that_both_can_read(run_of_two: Path, tmp_path: Path) -> None:
+def test_they_go_on_from_the_newest_step_that_both_can_read(run_of_two: Path, pictures: Path, tmp_path: Path) -> None:
     """Process 1 reads the newer of two checkpoints as damaged; the end is that of a run that was never stopped."""
     for node in ("node0", "node1"):
         folder = tmp_path / node / "run" / "checkpoints"
@@ -79,9 +104,9 @@ def test_they_go_on_from_the_newest_step_that_both_can_read(run_of_two: Path, tm
     damaged = tmp_path / "node1" / "run" / "checkpoints" / "step-00000002.pt"
     with damaged.open("r+b") as file:
         file.truncate(1500)
-    done = run_script("node_local.py", "train", *as_flags(SETTINGS), "--output-dir=run", "--resume=auto", cwd=tmp_path)
-    assert "process 1: checkpoint run/checkpoints/step-00000002.pt cannot be read" in done.stderr
-    assert "resumed at step 1 of 2" in done.stderr
+    said = train_in_two(pictures, tmp_path)
+    assert "process 1: checkpoint run/checkpoints/step-00000002.pt cannot be read" in said
+    assert "resumed at step 1 of 2" in said
     whole, resumed = final_state(run_of_two), final_state(tmp_path / "node0" / "run")
     names = ("model", "ema", "optimizer", "step", "best", "ema_updates")
     assert differing({n: whole[n] for n in names}, {n: resumed[n] for n in names}) == []

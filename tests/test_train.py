@@ -142,7 +142,7 @@ def test_a_run_without_a_step_is_refused_and_a_finished_one_is_not(finished_run:
         train(tiny(tmp_path / "run", start_epoch=1, max_steps=4))
     assert not (tmp_path / "run").exists()
     checkpoint = str(finished_run / "checkpoints" / "step-00000004.pt")  # from before the first validation
-    with pytest.raises(ValueError, match="starts at step 4 .* ends at step 3 "):
+    with pytest.raises(ValueError, match=r"starts at step 4 .* ends at step 3 "):
         train(tiny(tmp_path / "run", **LIVELY, resume=checkpoint, max_steps=3))
     again = tmp_path / "again"
     (again / "checkpoints").mkdir(parents=True)

@@ -189,7 +189,8 @@ def evaluate(
 
     Each process sees its own pictures; the result is the same in all of them and for any number of them: a short
     last batch is filled up with zeros that are not counted (so that every picture meets the same kernels), and the
-    losses are added exactly (`math.fsum`), in no particular order.
+    losses are added exactly (`math.fsum`), in no particular order. On a CPU kernels also depend on the number of
+    threads: the last bits of a loss are the same where that number is.
     """
     rows, skipped, classes = [], [], 0
     for batch in on_device(batches, precision.accelerator):

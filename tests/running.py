@@ -33,8 +33,9 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
     return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default", "COLUMNS": "200"}
+def environment(threads: int = 1) -> dict[str, str]:
+    settings = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default", "COLUMNS": "200"}
+    return os.environ | settings | {"OMP_NUM_THREADS": str(threads)}
 
 
 def command(*words: str, processes: int = 1) -> list[str]:
@@ -47,10 +48,13 @@ def torchrun(processes: int) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
-def run(*words: str, processes: int = 1, cwd: Path | None = None, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end and check its exit code."""
+def run(
+    *words: str, processes: int = 1, threads: int = 1, cwd: Path | None = None, expect: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end, with so many threads in each process, and check its exit code."""
     done = subprocess.run(
-        command(*words, processes=processes), capture_output=True, text=True, env=environment(), cwd=cwd, timeout=280
+        command(*words, processes=processes), capture_output=True, text=True, env=environment(threads), cwd=cwd,
+        timeout=280,
     )  # fmt: skip
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from inception_v4.dialects import FLAGS, DialectError, translate
-from inception_v4.schema import Config
+from inception_v4.schema import OPTIMIZER_NUMBERS, Config
 
 AMP_ALIASES = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": "fp16"}
 _HERE = Path(__file__).parent
@@ -61,10 +61,25 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         # A rate that somebody types is meant as typed; a recipe's follows the batch.
         values["lr_base_batch"] = None
         notices.append(f"lr {values['lr']} is used as given, whatever the batch: the recipe's lr_base_batch is off")
+    if leaves and overrides and "opt" in overrides:
+        notices += _other_optimizer(values, leaves, overrides)
     config = build_config(values)
     if config.run.smoke:
         config = shrink(config, flags=translate(dict(overrides or {}))[0])
     return config, notices
+
+
+def _other_optimizer(values: dict[str, Any], leaves: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
+    """Takes a recipe's momentum, betas and epsilon out of `values` where somebody asks for another optimizer."""
+    recipe, own = translate({}, leaves)[0], translate(overrides, {})[0]
+    meant_for = recipe.get("opt", Config().optimizer.opt)
+    lost = [name for name in OPTIMIZER_NUMBERS if recipe.get(name) is not None and name not in own and name in values]
+    if not lost or str(values["opt"]).lower() == meant_for.lower():
+        return []
+    for name in lost:
+        del values[name]
+    off = ", ".join(f"{name} {recipe[name]}" for name in lost)
+    return [f"opt {values['opt']} with its own numbers: the recipe's {off} for {meant_for} no longer count"]
 
 
 def build_config(values: Mapping[str, Any]) -> Config:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inception_v4.schema import OPTIMIZER_NUMBERS
 from inception_v4.schema import Optimizer as OptimizerSettings
 
 
@@ -102,24 +104,40 @@ def build_optimizer(
     """The optimizer named in the settings; `fused` is a class to use in place of TensorFlow's RMSProp or SGD.
 
     Raises:
-        ValueError: a name that neither this project nor timm's factory knows.
+        ValueError: a name that neither this project nor timm's factory knows, or a number (momentum, opt_alpha,
+            opt_beta2, opt_eps) that was given and that this optimizer has not.
     """
     name = canonical_name(settings.opt)
     groups = parameter_groups(model, settings)
     if name == "rmsproptf":
-        eps = 1.0 if settings.opt_eps is None else settings.opt_eps
-        rmsprop = fused or RMSpropTF
-        return rmsprop(groups, lr, alpha=settings.opt_alpha, eps=eps, momentum=settings.momentum)
+        numbers = _numbers(settings, {"opt_alpha": 0.9, "opt_eps": 1.0, "momentum": 0.9})
+        alpha, eps, momentum = (numbers[n] for n in ("opt_alpha", "opt_eps", "momentum"))
+        return (fused or RMSpropTF)(groups, lr, alpha=alpha, eps=eps, momentum=momentum)
     if name in ("momentum", "nesterov", "sgd"):
         # timm's `sgd` means Nesterov; torch's and MindSpore's mean plain momentum, and this project follows them.
-        return (fused or torch.optim.SGD)(groups, lr, momentum=settings.momentum, nesterov=name == "nesterov")
+        momentum = _numbers(settings, {"momentum": 0.9})["momentum"]
+        return (fused or torch.optim.SGD)(groups, lr, momentum=momentum, nesterov=name == "nesterov")
     if name == "adamw":
-        betas = (settings.momentum, settings.opt_beta2)
-        eps = 1e-8 if settings.opt_eps is None else settings.opt_eps
+        numbers = _numbers(settings, {"momentum": 0.9, "opt_beta2": 0.999, "opt_eps": 1e-8})
+        betas = (numbers["momentum"], numbers["opt_beta2"])
         # One pass over memory instead of ten: on a CPU the default is a loop over tensors.
         on_cpu = next(model.parameters()).device.type == "cpu"
-        return torch.optim.AdamW(groups, lr, betas=betas, eps=eps, fused=True if on_cpu else None)
+        return torch.optim.AdamW(groups, lr, betas=betas, eps=numbers["opt_eps"], fused=True if on_cpu else None)
     return _from_timm(name, groups, lr, settings)
+
+
+def _numbers(settings: OptimizerSettings, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The optimizer's numbers: those of the settings, and the values of `known` for what they leave open."""
+    given = {name: getattr(settings, name) for name in OPTIMIZER_NUMBERS if getattr(settings, name) is not None}
+    idle = [name for name in given if name not in known]
+    if idle:
+        said = ", ".join(f"{name} {given[name]:g}" for name in idle)
+        none = " ".join(f"{name}=none" for name in idle)
+        raise ValueError(
+            f"{said}: the optimizer {settings.opt} has no such parameter: leave it out (over a recipe: {none}), or "
+            "choose another opt"
+        )
+    return {**known, **given}
 
 
 def _from_timm(
@@ -132,13 +150,38 @@ def _from_timm(
         near = difflib.get_close_matches(name, [*known, "rmsproptf", "momentum"], n=3)
         raise ValueError(f"unknown optimizer {settings.opt!r}: did you mean {' or '.join(near) or 'rmsproptf'}?")
     names = [group.pop("param_names") for group in groups]
-    options: dict[str, Any] = {} if settings.opt_eps is None else {"eps": settings.opt_eps}
-    optimizer = create_optimizer_v2(
-        groups, opt=name, lr=lr, weight_decay=settings.weight_decay, momentum=settings.momentum, **options
-    )
+    options = _timm_options(name, settings)
+    optimizer = create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=settings.weight_decay, **options)
     for group, group_names in zip(optimizer.param_groups, names, strict=True):
         group["param_names"] = group_names
     return optimizer
+
+
+def _timm_options(name: str, settings: OptimizerSettings) -> dict[str, Any]:
+    """Keywords of timm's optimizer for the numbers that were given; its own values stay for the others."""
+    from timm.optim import get_optimizer_class, get_optimizer_info
+
+    try:
+        parameters = inspect.signature(get_optimizer_class(name, bind_defaults=False)).parameters
+    except (AssertionError, ImportError) as error:
+        raise ValueError(f"opt {settings.opt}: {error}; choose another opt") from None
+    preset = get_optimizer_info(name).defaults or {}
+    keywords = {"opt_alpha": "alpha", "opt_eps": "eps", "momentum": "momentum"}
+    known = {ours: None for ours, theirs in keywords.items() if theirs in parameters}
+    betas: Any = None
+    if "betas" in parameters:
+        betas = parameters["betas"].default
+        # Adafactor's are None: no first beta unless it is given, and never a second one.
+        known |= {"momentum": None} | ({} if betas is None else {"opt_beta2": None})
+        betas = preset.get("betas", betas)
+    numbers = {ours: value for ours, value in _numbers(settings, known).items() if value is not None}
+    options = {keywords[ours]: value for ours, value in numbers.items() if keywords.get(ours) in parameters}
+    if "betas" in parameters and numbers.keys() - {"opt_alpha", "opt_eps"}:
+        first, second, *rest = betas or (0.0, 0.0)
+        if "momentum" not in parameters:  # Muon's kind has one of its own, and betas for what it leaves to AdamW.
+            first = numbers.get("momentum", first)
+        options["betas"] = (first, numbers.get("opt_beta2", second), *rest)
+    return options
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -186,10 +186,18 @@ class Optimizer(Section):
     lr_base_batch: Positive | None = Field(
         None, description="global batch that lr is meant for; lr is scaled in proportion to the actual one"
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="momentum, or Adam's first beta")
-    opt_alpha: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="decay of RMSProp's square average")
-    opt_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.999, description="AdamW's second beta")
-    opt_eps: Annotated[float, Field(gt=0)] | None = Field(None, description="epsilon; default 1.0 for rmsproptf")
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="momentum, or the first beta of Adam's kind; default 0.9, or what is usual for such an opt"
+    )
+    opt_alpha: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="decay of RMSProp's square average; default 0.9"
+    )
+    opt_beta2: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="second beta of Adam's kind; default what is usual for opt, 0.999 for adamw"
+    )
+    opt_eps: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="epsilon; default 1.0 for rmsproptf, else what is usual for opt"
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(4e-5, description="L2, or decoupled where the optimizer is")
     weight_decay_filter: Literal["all", "no_norm_bias"] = Field("all", description="parameters that decay")
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
@@ -197,6 +205,10 @@ class Optimizer(Section):
     ema: bool = Field(False, description="keep a moving average of the weights, validated beside them")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.9999, description="decay of the average")
     ema_warmup: Annotated[int, Field(ge=0)] = Field(2000, description="steps scale of the decay's warm-up; 0: none")
+
+
+OPTIMIZER_NUMBERS = ("momentum", "opt_alpha", "opt_beta2", "opt_eps")
+"""Settings that are made for one optimizer; None is what is usual for it."""
 
 
 class Schedule(Section):

@@ -48,6 +48,16 @@ def test_command_line_wins_and_strings_are_converted() -> None:
     assert config.training.amp == "fp16"
 
 
+def test_another_optimizer_does_not_inherit_the_recipes_numbers() -> None:
+    config, notices = load_config("imagenet_rmsprop", {"opt": "adamw", "opt_beta2": "0.9", "data_dir": "x"})
+    assert (config.optimizer.opt_eps, config.optimizer.momentum, config.optimizer.opt_beta2) == (None, None, 0.9)
+    assert any(
+        "opt adamw with its own numbers: the recipe's momentum 0.9, opt_alpha 0.9, opt_eps 1.0" in n for n in notices
+    )
+    same, notices = load_config("imagenet_rmsprop", {"opt": "rmsproptf", "data_dir": "x"})
+    assert (same.optimizer.opt_eps, same.optimizer.momentum) == (1.0, 0.9) and not any("its own" in n for n in notices)
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipes_are_valid_documented_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
@@ -65,7 +75,9 @@ def test_smoke_shrinks_every_recipe(path: Path) -> None:
 
 
 def test_shipped_recipes_are_found_by_name_and_by_path_of_a_checkout() -> None:
-    assert find_recipe("quickstart") == find_recipe("configs/quickstart.yaml").resolve() or find_recipe("quickstart")
+    shipped = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+    assert find_recipe("quickstart").resolve() == find_recipe("configs/quickstart.yaml").resolve() == shipped.resolve()
+    assert find_recipe(str(shipped)) == shipped, "a path is taken as it is"
     with pytest.raises(FileNotFoundError, match=r"'nosuch'.*quickstart"):
         find_recipe("nosuch")
 

@@ -57,7 +57,8 @@ def test_mindcvs_recipe_becomes_this() -> None:
         "ratio": (0.75, 1.333), "color_jitter": 0.4, "auto_augment": "autoaug", "re_prob": 0.25,
         "re_scale": (0.02, 0.33), "interpolation": "bilinear", "antialias": False, "mean": (0.485, 0.456, 0.406),
         "std": (0.229, 0.224, 0.225),
-        "init": "xavier", "bn_momentum": 0.0003, "opt": "momentum", "warmup_epochs": 5.0, "decay_epochs": 195.0,
+        "init": "xavier", "bn_momentum": 0.0003, "opt": "momentum", "momentum": 0.9,
+        "warmup_epochs": 5.0, "decay_epochs": 195.0,
         "decay_rate": 0.9, "milestones": (30.0, 60.0, 90.0), "amp": "fp16", "loss_scale": 1024.0,
         "recipe": MINDCV.stem, "output_dir": "./ckpt", "keep_checkpoint_max": 10,
     }  # fmt: skip
@@ -398,3 +399,13 @@ def test_mindcvs_other_schedules_in_closed_form() -> None:
     assert [stairs(s) for s in (0, steps - 1, steps, 2 * steps)] == pytest.approx([0, 0, lr / 2, lr])
     with pytest.raises(ConfigError, match="set warmup_epochs 0"):
         load_config(None, {"scheduler": "one_cycle", "warmup_epochs": "3"})
+
+
+@pytest.mark.parametrize("opt", ["adan", "lamb", "lion"])
+def test_a_momentum_that_the_other_project_does_not_look_at_does_not_become_a_beta(opt: str) -> None:
+    for recipe in ({"sched": "cosine", "model_ema": False}, {"filter_bias_and_bn": False}):
+        settings, notices = translate({}, recipe | {"opt": opt, "momentum": 0.95})
+        assert "momentum" not in settings and settings["opt"] == opt
+        assert any(f"momentum=0.95 -> no effect: opt {opt} has betas" in notice for notice in notices)
+        assert translate({"momentum": "0.8"}, recipe | {"opt": opt, "momentum": 0.95})[0]["momentum"] == "0.8"
+        assert translate({}, recipe | {"opt": "momentum", "momentum": 0.95})[0]["momentum"] == 0.95

@@ -73,6 +73,63 @@ def test_optimizers_by_name_train(name: str) -> None:
         assert not optimizer.param_groups[0]["nesterov"]
 
 
+def trajectory(opt: str, **numbers: float) -> tuple[list[torch.Tensor], dict[str, object]]:
+    """Weights after some steps, and the options of the optimizer."""
+    net = small_net()
+    optimizer = build_optimizer(net, Optimizer(opt=opt, **numbers), 1e-2)
+    return run_steps(net, optimizer, [1e-2] * 8), optimizer.param_groups[0]
+
+
+def one_of_each_kind() -> list[str]:
+    """A name for every class of timm's factory that needs no package, no GPU and no second derivatives."""
+    infos = [timm.optim.get_optimizer_info(str(name)) for name in timm.optim.list_optimizers()]
+    own = [i for i in infos if not isinstance(i.opt_class, str) and not i.second_order and "kron" not in i.name]
+    return list({i.opt_class: i.name for i in own if i.opt_class is not torch.optim.SGD}.values())
+
+
+@pytest.mark.parametrize("name", [*one_of_each_kind(), "rmsproptf", "momentum", "adamw"])
+def test_a_number_that_is_given_counts_or_is_refused(name: str) -> None:
+    """Taken means that other weights come out."""
+    plain, _ = trajectory(name)
+    taken = []
+    for setting, value in {"momentum": 0.61, "opt_beta2": 0.91, "opt_alpha": 0.63, "opt_eps": 0.02}.items():
+        try:
+            weights, _ = trajectory(name, **{setting: value})
+        except ValueError as error:
+            message = f"{setting} {value}: the optimizer {name} has no such parameter: leave it out"
+            assert str(error).startswith(message)
+            continue
+        assert any(not torch.equal(a, b) for a, b in zip(plain, weights, strict=True)), setting
+        taken.append(setting)
+    assert taken, "each has one of them"
+
+
+@pytest.mark.parametrize("name", ["adam", "lamb", "nadam", "adan", "lion", "radam", "adamp", "novograd", "adopt"])
+def test_betas_are_those_of_timms_own_class(name: str) -> None:
+    weights, options = trajectory(name, momentum=0.8, opt_beta2=0.7)
+    plain = trajectory(name)[1]["betas"]
+    assert options["betas"] == (0.8, 0.7, *plain[2:])
+    net = small_net()
+    peer = timm.optim.create_optimizer_v2(
+        net.parameters(), name, lr=1e-2, weight_decay=4e-5, betas=(0.8, 0.7, *plain[2:])
+    )
+    for a, b in zip(weights, run_steps(net, peer, [1e-2] * 8), strict=True):
+        assert torch.equal(a, b)
+    assert trajectory(name, momentum=0.8)[1]["betas"] == (0.8, *plain[1:]), "the others stay what they are"
+
+
+def test_without_numbers_every_optimizer_has_its_own() -> None:
+    assert trajectory("adamw")[1]["betas"] == (0.9, 0.999) and trajectory("adan")[1]["betas"] == (0.98, 0.92, 0.99)
+    assert trajectory("lion")[1]["betas"] == (0.9, 0.99) and trajectory("adafactor", momentum=0.3)[1]["beta1"] == 0.3
+    assert trajectory("momentum")[1]["momentum"] == trajectory("rmsproptf")[1]["momentum"] == 0.9
+    assert trajectory("rmsproptf")[1]["alpha"] == 0.9 and trajectory("rmsproptf")[1]["eps"] == 1.0
+
+
+def test_what_no_optimizer_here_can_run_is_one_clear_error() -> None:
+    with pytest.raises(ValueError, match=r"opt bnbadam: .*choose another opt"):
+        build_optimizer(small_net(), Optimizer(opt="bnbadam"), 0.1)
+
+
 def test_unknown_optimizer_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'adamww'.*adamw"):
         build_optimizer(small_net(), Optimizer(opt="adamww"), 0.1)

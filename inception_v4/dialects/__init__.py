@@ -103,12 +103,15 @@ def translate(given: Mapping[str, Any], recipe: Mapping[str, Any] | None = None)
 
 def _drop(dialect: Dialect, view: View) -> list[str]:
     """Take out of the lower layers what the project's code does not look at."""
-    names, why = dialect.dropped(view)
-    lost = [name for name in view.layers[RECIPE] if name in names]
+    reasons = dialect.dropped(view)
+    lost = {name: shown(value) for name, value in view.layers[RECIPE].items() if name in reasons}
     for layer in view.layers[:COMMAND_LINE]:
-        for name in names & layer.keys():
+        for name in reasons.keys() & layer.keys():
             del layer[name]
-    return [f"{', '.join(lost)}{NO_EFFECT}{why}; give them on the command line to have them"] if lost else []
+    return [
+        f"{name}={value}{NO_EFFECT}{reasons[name]}; give them on the command line to have them"
+        for name, value in lost.items()
+    ]
 
 
 def _layer(view: View, level: int, dialect: Dialect | None) -> Outcome:

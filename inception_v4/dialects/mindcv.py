@@ -25,7 +25,7 @@ from inception_v4.dialects.rules import (
     plain,
     shown,
 )
-from inception_v4.dialects.shared import AMP, CIFAR, DATASETS, IMAGENET, SHARED
+from inception_v4.dialects.shared import AMP, CIFAR, DATASETS, IMAGENET, SHARED, momentum_unused
 
 SUBSET = "here a fixed, class-balanced subset of the whole set; MindCV draws anew, and per device"
 NOT_CHECKED = "timm's implementation, which has not been compared with MindSpore's"
@@ -240,9 +240,10 @@ def is_cifar(view: View) -> bool:
     return str(view.get("dataset")).lower() in ("cifar10", "cifar100")
 
 
-def dropped(view: View) -> tuple[frozenset[str], str]:
-    """For CIFAR, MindCV's transforms are fixed."""
-    return (CIFAR_TRANSFORMS, "MindCV's CIFAR transforms are fixed") if is_cifar(view) else (frozenset(), "")
+def dropped(view: View) -> dict[str, str]:
+    """For CIFAR, MindCV's transforms are fixed; optimizers of Adam's kind have betas of their own."""
+    fixed = dict.fromkeys(CIFAR_TRANSFORMS, "MindCV's CIFAR transforms are fixed") if is_cifar(view) else {}
+    return fixed | momentum_unused(view, ("sgd", "momentum", "nesterov", "rmsprop"))
 
 
 MINDCV = Dialect(

@@ -233,7 +233,7 @@ class Dialect:
             project here has, is read as its own, with `defaults` and `implied` for what it leaves out.
         defaults: its defaults, in its own names, where the meaning of a run depends on them.
         implied: what its code does without a setting, in this project's names.
-        dropped: settings of a recipe that its code does not look at, and why; or none.
+        dropped: settings of a recipe that its code does not look at, each with the reason.
         combinations: rules about several settings.
         flags: rules that differ on a command line.
     """
@@ -243,6 +243,6 @@ class Dialect:
     signs: frozenset[str]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     implied: Callable[[View], Outcome] = lambda view: NOTHING
-    dropped: Callable[[View], tuple[frozenset[str], str]] = lambda view: (frozenset(), "")
+    dropped: Callable[[View], Mapping[str, str]] = lambda view: {}
     combinations: tuple[Combination, ...] = ()
     flags: Mapping[str, Rule] = field(default_factory=dict)

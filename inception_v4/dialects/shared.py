@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from inception_v4.dialects.rules import (
@@ -39,6 +40,12 @@ SCHEDULERS = {
 }  # fmt: skip
 CLIP_VALUE = 15.0
 """MindCV's default for `clip_value`."""
+
+
+def momentum_unused(view: View, kinds: Sequence[str]) -> dict[str, str]:
+    """`momentum` and the reason why a project's code does not look at it, where opt is none of `kinds`."""
+    opt = str(view.get("opt")).lower()
+    return {} if any(kind in opt for kind in kinds) else {"momentum": f"opt {opt} has betas, if anything"}
 
 
 class PixelScale:

@@ -24,7 +24,7 @@ from inception_v4.dialects.rules import (
     plain,
     shown,
 )
-from inception_v4.dialects.shared import DATASETS, SHARED
+from inception_v4.dialects.shared import DATASETS, SHARED, momentum_unused
 
 ALWAYS = "pinned memory, persistent workers and prefetching are always on where they help"
 WANDB = "metrics go to metrics.jsonl and TensorBoard"
@@ -134,7 +134,7 @@ RULES: dict[str, Rule] = {
         "sgd": Word("nesterov", "timm's sgd is Nesterov's (opt=nesterov)"), "sgdp": "sgdp", "momentum": "momentum",
     }),
     "opt_eps": WhenGiven("opt_eps"),
-    "opt_betas": Refused("momentum is the first beta; the second keeps its default", accepted=(None,)),
+    "opt_betas": Refused("momentum is the first beta, opt_beta2 the second", accepted=(None,)),
     "opt_kwargs": Refused("there is no such option here", accepted=(None, {}, [])),
     "momentum": Same(),
     "weight_decay": Same(),
@@ -296,11 +296,17 @@ def one_interpolation(view: View) -> Outcome:
     raise DialectError(f"train_interpolation={wanted} and interpolation={view.get('interpolation')}: here they are one")
 
 
+def dropped(view: View) -> dict[str, str]:
+    """timm writes its momentum of 0.9 into every args.yaml."""
+    return momentum_unused(view, ("sgd", "momentum", "nesterov", "rmsprop", "lar", "madgrad", "kron", "muon", "orbv"))
+
+
 TIMM = Dialect(
     title="timm",
     rules=RULES,
     signs=SIGNS,
     defaults=DEFAULTS,
+    dropped=dropped,
     combinations=(
         Combination(("amp_dtype",), half_precision, also=("amp",)),
         Combination(("lr_base",), base_rate, also=("lr_base_size",)),

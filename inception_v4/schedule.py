@@ -76,7 +76,9 @@ class LearningRate:
         length = self.decay_steps // self.num_cycles
         if self.decay_epochs is not None:
             length = round(self.decay_epochs * self.steps_per_epoch)
-        cycle, t = divmod(t, max(length, 1))
+        # More cycles than steps, or a period below one step: every step starts a cycle.
+        length = max(length, 1)
+        cycle, t = divmod(t, length)
         if cycle >= self.num_cycles:
             return self.min_lr
         return _half_cosine(self.lr * self.cycle_decay**cycle, self.min_lr, t / length)

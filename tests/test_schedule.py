@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import get_args
 
 import pytest
 
 from inception_v4.schedule import LearningRate
+from inception_v4.schema import Schedule
 
 
 def test_cosine_is_mindcvs_step_for_step() -> None:
@@ -65,3 +68,17 @@ def test_stair_changes_between_epochs_only() -> None:
     assert values[:10] == [0.0] * 5 + [0.5] * 5
     assert all(len(set(values[e * 5 : e * 5 + 5])) == 1 for e in range(4))
     assert values[10] > values[15]
+
+
+@pytest.mark.parametrize("kind", get_args(Schedule.model_fields["scheduler"].annotation))
+def test_every_length_of_run_has_a_rate_at_every_step(kind: str) -> None:
+    for steps, epochs, cycles, period in itertools.product((1, 3), (1, 2, 7), (1, 2, 8, 50), (None, 0.1, 2)):
+        how = {"decay_epochs": period, "num_cycles": cycles, "cycle_decay": 0.5, "milestones": (1,)}
+        rate = LearningRate(kind, 0.5, steps, epochs, **how)
+        rates = [rate(step) for step in range(steps * epochs)]
+        assert all(0 <= r <= 0.5 for r in rates), (steps, epochs, cycles, period, rates)
+
+
+def test_more_cycles_than_steps_start_one_at_every_step() -> None:
+    rate = LearningRate("cosine", 1.0, 3, 1, num_cycles=10, cycle_decay=0.5)
+    assert [rate(step) for step in range(3)] == [1.0, 0.5, 0.25]

@@ -31,6 +31,20 @@ class Plan(NamedTuple):
         return min(max(round(self.pictures / n_images), self.fewest), self.most)
 
 
+class Hardware(NamedTuple):
+    """What a run has at its disposal.
+
+    Attributes:
+        device_type: cpu, cuda, npu, mps or xpu.
+        memory_bytes: free memory of the device (of the machine for a CPU), per process; None if unknown.
+        processes: that train together, each with batches of its own.
+    """
+
+    device_type: str
+    memory_bytes: int | None = None
+    processes: int = 1
+
+
 PLANS = {
     ("finetune", "fast"): Plan(40_000, 5, 40),
     ("finetune", "cpu"): Plan(6_000, 3, 15),
@@ -42,42 +56,45 @@ PLANS = {
 def choose_defaults(
     n_images: int,
     n_classes: int,
-    memory_bytes: int | None,
-    device_type: str,
     *,
+    hardware: Hardware,
     pretrained: bool = True,
     fixed: Mapping[str, Any] | None = None,
 ) -> Choice:
     """Settings for this much data on this device, and a line of reason for each group of them.
 
     Args:
-        n_images, n_classes: of the training pictures.
-        memory_bytes: free memory of the device (of the machine for a CPU), per process; None if unknown.
-        device_type: cpu, cuda, npu, mps or xpu.
+        n_images, n_classes: of the training pictures, of all processes together.
+        hardware: what they are trained on.
         pretrained: fine-tune the ImageNet weights, or train from scratch.
-        fixed: settings that were chosen already; amp, image_size, batch_size and epochs shape the others.
+        fixed: settings that were chosen already; amp, image_size, batch_size, val_fraction and those that make the
+            number of steps (epochs, max_steps, accum_steps, drop_last) shape the others.
     Raises:
-        ValueError: no pictures or fewer than two classes.
+        ValueError: no pictures, fewer than two classes, or fewer than two pictures for a process.
     """
     if n_images < 1 or n_classes < 2:
         raise ValueError(f"{n_images} pictures of {n_classes} classes: at least two classes with pictures are needed")
-    device = "cpu" if device_type == "cpu" else "fast"
+    device = "cpu" if hardware.device_type == "cpu" else "fast"
     fixed = fixed or {}
-    settings: dict[str, Any] = {"amp": HALF_PRECISION.get(device_type, "off")}
+    settings: dict[str, Any] = {"amp": HALF_PRECISION.get(hardware.device_type, "off")}
     settings["image_size"], reasons = _image_size(device, pretrained)
     settings |= {name: fixed[name] for name in ("amp", "image_size") if name in fixed}
     reasons = [] if "image_size" in fixed else reasons
     if settings["amp"] != "off":
-        reasons.append(f"amp {settings['amp']}: half precision takes less time and memory on {device_type}")
-    batch, reason = _batch(n_images, memory_bytes, settings)
+        reasons.append(f"amp {settings['amp']}: half precision takes less time and memory on {hardware.device_type}")
+    batch, reason = _batch(n_images, hardware, settings)
     if "batch_size" in fixed:
         batch, reason = batch | {"batch_size": fixed["batch_size"]}, []
+    elif batch["batch_size"] < 2:
+        raise ValueError(_too_few(n_images, hardware.processes))
     for chosen, why in ((batch, reason), (_finetune if pretrained else _scratch)(n_images)):
         settings |= chosen
         reasons += why
-    plan = PLANS["finetune" if pretrained else "scratch", device]
-    epochs = fixed.get("epochs", plan.epochs(n_images))
-    for chosen, why in (_length(n_images, epochs, settings["batch_size"]), _advice(n_images, n_classes, pretrained)):
+    settings["val_fraction"] = fixed.get("val_fraction", settings["val_fraction"])
+    epochs = fixed.get("epochs", PLANS["finetune" if pretrained else "scratch", device].epochs(n_images))
+    per_epoch = _steps_per_epoch(n_images, settings["batch_size"] * hardware.processes, fixed)
+    length = _length(epochs, per_epoch, fixed.get("max_steps"))
+    for chosen, why in (length, _advice(n_images, n_classes, pretrained)):
         settings |= chosen
         reasons += why
     return settings, reasons
@@ -90,31 +107,54 @@ def _image_size(device: str, pretrained: bool) -> tuple[int, list[str]]:
     return size, [f"image_size {size}: {299 * 299 / size / size:.1f} times less work than 299, for a CPU"]
 
 
-def _batch(n_images: int, memory_bytes: int | None, settings: dict[str, Any]) -> Choice:
-    """The largest power of two up to 64 that fits into memory and leaves eight steps in an epoch."""
+def _batch(n_images: int, hardware: Hardware, settings: dict[str, Any]) -> Choice:
+    """The largest power of two up to 64 that fits into memory and leaves eight steps in an epoch.
+
+    Where a process has fewer than eight pictures: all of them.
+    """
+    memory_bytes, processes = hardware.memory_bytes, hardware.processes
+    share = max(n_images // processes, 1)
     memory = ASSUMED_MEMORY if memory_bytes is None else memory_bytes
     free = USABLE * memory - COPIES * PARAMETER_BYTES - OVERHEAD_BYTES
     per_image = ACTIVATION_BYTES["off" if settings["amp"] == "off" else "half"] * (settings["image_size"] / 299) ** 2
     fits = int(free / per_image) if free > 0 else 0
-    wanted = min(64, max(8, n_images // 8))
-    size = 1 << (max(min(fits, wanted), 1).bit_length() - 1)
+    least = min(8, share)
+    size = min(fits, 64, max(least, share // 8))
+    if size > 8:
+        size = 1 << (size.bit_length() - 1)
     known = "unknown memory, 8 GiB assumed" if memory_bytes is None else f"{memory / 2**30:.1f} GiB of memory"
-    if size >= min(wanted, 8):
-        return {"batch_size": size}, [f"batch_size {size}: {known} would hold {fits}, {n_images} pictures"]
+    if size >= least:
+        each = f" in {processes} processes" if processes > 1 else ""
+        return {"batch_size": size}, [f"batch_size {size}: {known} would hold {fits}, {n_images} pictures{each}"]
     # BatchNorm needs several pictures at a time: pay with time for the memory.
-    return {"batch_size": 8, "grad_checkpointing": True}, [
-        f"batch_size 8 with grad_checkpointing: {known} is little; more time, less memory"
+    return {"batch_size": least, "grad_checkpointing": True}, [
+        f"batch_size {least} with grad_checkpointing: {known} is little; more time, less memory"
     ]
 
 
-def _length(n_images: int, epochs: int, batch_size: int) -> Choice:
+def _too_few(n_images: int, processes: int) -> str:
+    most = max(n_images // 2, 1)
+    fewer = f" or start at most {most}" if processes > most else ""
+    each = f"{processes} processes" if processes > 1 else "1 process"
+    return f"{n_images} training pictures for {each}: BatchNorm needs two at a time in each: add pictures{fewer}"
+
+
+def _steps_per_epoch(n_images: int, global_batch: int, fixed: Mapping[str, Any]) -> int:
+    """Optimizer steps; a batch that is larger than the data is for the loader to refuse."""
+    whole = n_images // global_batch
+    batches = whole if fixed.get("drop_last", True) else -(-n_images // global_batch)
+    return max(-(-batches // fixed.get("accum_steps", 1)), 1)
+
+
+def _length(epochs: int, per_epoch: int, max_steps: int | None) -> Choice:
     """Epochs, warm-up, and an average over the last tenth of the run."""
-    steps = max(epochs * max(n_images // batch_size, 1), 1)
-    decay = round(min(max(1 - 10 / steps, 0.9), 0.9999), 6)
+    steps = min(epochs * per_epoch, max_steps or epochs * per_epoch)
+    run = -(-steps // per_epoch)
+    decay = round(min(max(1 - 10 / steps, 0.1), 0.9999), 6)
     settings = {
         "epochs": epochs,
         "scheduler": "cosine",
-        "warmup_epochs": min(max(1, round(epochs / 20)), epochs - 1),
+        "warmup_epochs": min(max(1, round(run / 20)), run - 1),
         "ema": True,
         "ema_decay": decay,
         "ema_warmup": min(max(steps // 20, 1), 2000),
@@ -126,13 +166,13 @@ def _finetune(n_images: int) -> Choice:
     settings = {
         "opt": "momentum", "momentum": 0.9, "lr": 0.01, "lr_base_batch": 32, "weight_decay": 1e-4,
         "weight_decay_filter": "no_norm_bias", "clip_grad": 5.0, "label_smoothing": 0.1, "scale": (0.35, 1.0),
-        "color_jitter": 0.2, "val_fraction": _held_out(n_images),
+        "color_jitter": 0.2, "val_fraction": held_out(n_images),
     }  # fmt: skip
     return settings, ["lr 0.01 per 32 pictures: SGD with momentum, small steps from the ImageNet weights"]
 
 
 def _scratch(n_images: int) -> Choice:
-    settings: dict[str, Any] = {"label_smoothing": 0.1, "re_prob": 0.25, "val_fraction": _held_out(n_images)}
+    settings: dict[str, Any] = {"label_smoothing": 0.1, "re_prob": 0.25, "val_fraction": held_out(n_images)}
     if n_images >= 100_000:
         settings |= {
             "opt": "momentum", "momentum": 0.9, "lr": 0.045, "lr_base_batch": 256, "clip_grad": 5.0,
@@ -146,7 +186,8 @@ def _scratch(n_images: int) -> Choice:
     return settings, ["init shallow, AdamW lr 0.0005: learns fastest where there is little data and time"]
 
 
-def _held_out(n_images: int) -> float:
+def held_out(n_images: int) -> float:
+    """The part of so many pictures to validate on, where nobody has set some aside."""
     return 0.2 if n_images < 500 else 0.1 if n_images < 50_000 else 0.05
 
 

@@ -31,6 +31,15 @@ class World:
     local_rank: int = 0
     local_size: int = 1
 
+    @classmethod
+    def from_environment(cls) -> World:
+        """What `torchrun` says, before or after there is a process group; only with one may its methods be called."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+        return cls(rank, size, local_rank, local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))))
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0
@@ -103,21 +112,16 @@ def session(accelerator: Accelerator, *, timeout_minutes: float = 60) -> Iterato
 
     The time limit is generous because one process may decode, write or compile while the others wait.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        yield World()
+    world = World.from_environment()
+    if world.size == 1:
+        yield world
         return
     limit = timedelta(minutes=timeout_minutes)
     # Host tensors travel over gloo and device tensors over the device's back end, so that small messages between the
     # hosts never wait for the device.
     dist.init_process_group(accelerator.backend, timeout=limit, **accelerator.process_group_options())
     try:
-        yield World(
-            rank=dist.get_rank(),
-            size=size,
-            local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-            local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
-        )
+        yield world
     finally:
         dist.destroy_process_group()
 

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from inception_v4.accelerator import select
 from inception_v4.checkpoint import save_checkpoint
 from inception_v4.config import build_config
-from inception_v4.defaults import choose_defaults
+from inception_v4.defaults import Hardware, choose_defaults, held_out
 from inception_v4.distributed import World, session
 from inception_v4.engine import Evaluation, Precision, evaluate, require_finite, train_one_epoch
 from inception_v4.job import Job, capture, prepare, share_statistics, weights_info
 from inception_v4.report import draw_curves
-from inception_v4.schema import Config, Run
+from inception_v4.schema import OPTIMIZER_NUMBERS, Config, Run
 from inception_v4.sources import open_source
 from inception_v4.weights import save_weights
 
@@ -63,14 +63,24 @@ def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
     """
     accelerator = select(config.run.device)
     source = open_source(config.data, "train", world=World(), seed=config.run.seed)
+    if "val_fraction" not in given:
+        # First what is held out, then the rest: the training pictures are counted as the run will have them.
+        data = config.data.model_copy(update={"val_fraction": held_out(len(source))})
+        config = config.model_copy(update={"data": data})
+        source = open_source(data, "train", world=World(), seed=config.run.seed)
     started_from = bool(config.network.pretrained or config.network.ckpt_path)
+    # There is no process group yet, but torchrun has said how many will train together.
+    hardware = Hardware(accelerator.type, accelerator.memory(), World.from_environment().size)
     settings, reasons = choose_defaults(
-        len(source), len(source.class_names), accelerator.memory(), accelerator.type, pretrained=started_from,
-        fixed={name: value for name, value in config.flat().items() if name in given},
+        len(source), len(source.class_names), hardware=hardware, pretrained=started_from,
+        fixed={name: value for name, value in config.flat().items() if name in given or name == "val_fraction"},
     )  # fmt: skip
     chosen = {name: value for name, value in settings.items() if name not in given}
     if "lr" in given:
         chosen["lr_base_batch"] = None
+    if "opt" in given:
+        # Momentum and betas were chosen for another one.
+        chosen = {name: value for name, value in chosen.items() if name not in OPTIMIZER_NUMBERS}
     overruled = [name for name in settings if name in given]
     if overruled:
         reasons.append(f"as you said: {', '.join(f'{name} {given[name]}' for name in overruled)}")

@@ -15,7 +15,7 @@ from inception_v4 import job, predict
 from inception_v4 import train as training
 from inception_v4.cli import run
 from inception_v4.config import build_config
-from inception_v4.defaults import choose_defaults
+from inception_v4.defaults import Hardware, choose_defaults
 from inception_v4.distributed import World
 from inception_v4.schema import Config
 from inception_v4.sources import Source, open_source
@@ -120,7 +120,7 @@ def test_the_choice_follows_memory_and_data_and_leaves_what_was_said(
 
     roomy, said = chosen(many, Device("cuda", 16))
     assert roomy.data.batch_size == 64 and roomy.training.amp == "fp16" and "16.0 GiB" in said
-    expected = choose_defaults(540, 2, 16 << 30, "cuda")[0]
+    expected = choose_defaults(540, 2, hardware=Hardware("cuda", 16 << 30))[0]
     assert {name: roomy.flat()[name] for name in expected} == expected
     tight, said = chosen(many, Device("cuda", 2))
     assert tight.data.batch_size == 8 and tight.network.grad_checkpointing and "2.0 GiB" in said

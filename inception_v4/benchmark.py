@@ -107,6 +107,8 @@ def measure(
     try:
         for entry in group.entries:
             say(f"  preparing {entry.form} {entry.precision}")
+            if FORMS[entry.form].compiles:
+                say(f"  {accelerator.compile_notice(entry.form)}")
             row = Row(group.task, group.batch_size, group.image_size, entry.form, entry.precision)
             try:
                 passes[entry], outputs[entry], rows[entry] = _prepare(setup, entry, row)

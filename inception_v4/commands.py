@@ -200,6 +200,8 @@ def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: b
     if dry_run:
         click.echo(to_yaml(config), nl=False)
         return
+    if config.training.compile:
+        _say([f"compile{NO_EFFECT}only training compiles; `export --format aoti` makes a compiled file to validate"])
     prepare_environment(config.run.device)
     from inception_v4.validate import validate as run
 

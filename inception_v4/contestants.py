@@ -116,13 +116,14 @@ class Setup:
 
 
 class Form(NamedTuple):
-    """How a contestant is built, for which tasks and precisions, whether it is someone else's, and whether in torch."""
+    """How a contestant is built, for which tasks and precisions; is it someone else's, in torch, compiled by torch?"""
 
     tasks: tuple[str, ...]
     precisions: tuple[str, ...]
     build: Callable[[Setup, str], Pass]
     peer: bool = False
     torch: bool = True
+    compiles: bool = False
 
 
 def in_pytorch(
@@ -250,16 +251,16 @@ FLOATS = ("fp32", "tf32", "bf16", "fp16")
 FORMS: dict[str, Form] = {
     "timm": Form(BOTH, FLOATS, in_pytorch("timm", channels_last=False), peer=True),
     "timm channels_last": Form(BOTH, FLOATS, in_pytorch("timm", channels_last=True), peer=True),
-    "timm compiled": Form(BOTH, FLOATS, in_pytorch("timm", compiled=True), peer=True),
-    "timm graphs": Form(INFER, FLOATS, in_pytorch("timm", graphs=True), peer=True),
+    "timm compiled": Form(BOTH, FLOATS, in_pytorch("timm", compiled=True), compiles=True, peer=True),
+    "timm graphs": Form(INFER, FLOATS, in_pytorch("timm", graphs=True), compiles=True, peer=True),
     "onnxruntime": Form(INFER, ("fp32",), in_onnxruntime(own=False), peer=True, torch=False),
     "openvino": Form(INFER, ("fp32", "bf16"), in_openvino(own=False), peer=True, torch=False),
     "plain": Form(BOTH, FLOATS, in_pytorch("plain")),
-    "plain compiled": Form(BOTH, FLOATS, in_pytorch("plain", compiled=True)),
+    "plain compiled": Form(BOTH, FLOATS, in_pytorch("plain", compiled=True), compiles=True),
     "plain checkpointing": Form(TRAIN, FLOATS, in_pytorch("plain", frugal=True)),
     "fused": Form(INFER, FLOATS, in_pytorch("fused")),
-    "fused compiled": Form(INFER, FLOATS, in_pytorch("fused", compiled=True)),
-    "fused graphs": Form(INFER, FLOATS, in_pytorch("fused", graphs=True)),
+    "fused compiled": Form(INFER, FLOATS, in_pytorch("fused", compiled=True), compiles=True),
+    "fused graphs": Form(INFER, FLOATS, in_pytorch("fused", graphs=True), compiles=True),
     "fused in onnxruntime": Form(INFER, ("fp32", "int8"), in_onnxruntime(own=True), torch=False),
     "fused in openvino": Form(INFER, ("fp32", "bf16", "int8"), in_openvino(own=True), torch=False),
 }

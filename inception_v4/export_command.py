@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from inception_v4.accelerator import prepare_environment
+from inception_v4.accelerator import prepare_environment, select
 from inception_v4.ascend_om import PRECISION_MODES
 from inception_v4.cli import CONTEXT
 from inception_v4.config import read_recipe
@@ -74,6 +74,8 @@ def export(source: str | None, output: str | None, dry_run: bool, **options: Any
     if dry_run:
         click.echo(module.intention(source, output, target))
         return 0
+    if target.format == "aoti":
+        click.echo(select(target.device).compile_notice("aoti"), err=True)
     report = module.export_model(source, output, target)
     for line in report.lines():
         click.echo(line)

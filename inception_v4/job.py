@@ -306,6 +306,8 @@ def _introduce(job: Job, source: Source, held_out: Source, messages: list[str], 
     )
     for message in messages:
         job.log.say(message)
+    if config.training.compile:
+        job.log.say(job.accelerator.compile_notice("compile: the first step"))
     if resumed:
         job.log.say(f"resumed at step {job.learner.step} of {job.total_steps}")
     momentum = config.network.bn_momentum

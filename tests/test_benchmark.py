@@ -118,6 +118,18 @@ def test_only_the_peers_that_were_asked_for() -> None:
     assert {e.form for e in chosen(forms, ["fp32"], task="infer", peers=[])} == {"fused", "fused in openvino"}
 
 
+def test_compiling_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced in earnest; the machine code, which takes minutes, is left out."""
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, options: original(model, backend="eager"))
+    said: list[str] = []
+    entries = [Entry("plain", "fp32"), Entry("plain compiled", "fp32")]
+    assert [row.error for row in measure(group(*entries), select("cpu"), FAST, said.append)] == [None] * 2
+    (notice,) = (i for i, line in enumerate(said) if "compiles the network for this CPU, once: " in line)
+    assert said[notice - 1] == "  preparing plain compiled fp32"
+    assert all(form.compiles == ("compiled" in name or "graphs" in name) for name, form in FORMS.items())
+
+
 def test_markdown_has_a_table_for_each_group() -> None:
     figures = {"ms": 2.0, "low": 1.9, "high": 2.1, "images_per_second": 500.0, "first_seconds": 1.0, "tflops": 0.5}
     rows = [Row("infer", size, 75, "plain", "fp32", ratio=None, **figures).__dict__ for size in (1, 8)]

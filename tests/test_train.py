@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,18 @@ def test_profile_leaves_a_trace_of_steps(tmp_path: Path, capsys: pytest.CaptureF
     assert f"profile of the run's third to fifth step: {trace.parent}" in capsys.readouterr().err
     train(tiny(tmp_path / "short", max_steps=1, profile=True))
     assert "no profile: " in capsys.readouterr().err and not list((tmp_path / "short" / "profile").glob("*"))
+
+
+def test_compiling_is_announced_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Traced in earnest; the machine code, which takes minutes, is left out."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    train(tiny(tmp_path / "run", compile=True, max_steps=1))
+    said = capsys.readouterr().err.splitlines()
+    (notice,) = (i for i, line in enumerate(said) if line.startswith("compile: the first step compiles the network"))
+    assert "this CPU, once: 3 to 4 minutes on two cores" in said[notice]
+    assert notice < next(i for i, line in enumerate(said) if "step 1/1" in line)
 
 
 def test_what_the_device_cannot_do_is_refused_and_leaves_no_run(

@@ -56,6 +56,8 @@ class Indexed(Accelerator):
     def multi_tensor(self) -> bool:
         return True
 
+    compile_cost = "a minute or more"
+
     def compile_problem(self) -> str | None:
         """Inductor writes Triton kernels for GPUs."""
         if importlib.util.find_spec("triton") is not None:

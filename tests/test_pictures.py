@@ -126,7 +126,8 @@ def test_a_truncated_file_is_named_whatever_the_part(keep: float) -> None:
 
 def test_a_large_part_comes_smaller_and_looks_the_same() -> None:
     how, differences, moved = Augmentation(image_size=75, scale=(0.4, 1.0)), [], []
-    for seed, data in enumerate(photos(30)):
+    files = [data for data in photos(32) if Image.open(io.BytesIO(data)).mode != "CMYK"]  # those come at full size
+    for seed, data in enumerate(files):
         whole = decode_picture(data, "photo")
         box = _box(seed, how)(*whole.shape[1:])
         small = decode_box(data, "photo", lambda h, w, box=box: box, least=75)

@@ -8,7 +8,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "InceptionV4": "model",
+    "InceptionV4": "network.model",
     "Config": "schema",
     "load_config": "config",
     "Preprocessing": "preprocessing",
@@ -19,7 +19,7 @@ _HOMES = {
     "WeightsInfo": "weights",
     "create_model": "predict",
     "Predictor": "predict",
-    "fuse": "fusion",
+    "fuse": "network.fusion",
 }
 
 __all__ = sorted(_HOMES)

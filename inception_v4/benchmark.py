@@ -22,7 +22,7 @@ from inception_v4 import __version__
 from inception_v4.accelerator import Accelerator, select
 from inception_v4.accelerator.npu import installed
 from inception_v4.contestants import DTYPES, FORMS, Entry, Pass, Setup
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 
 
 @dataclass(frozen=True)

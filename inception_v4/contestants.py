@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from inception_v4.accelerator import Accelerator
 from inception_v4.export_formats import FORMATS, Plan, Target
-from inception_v4.fusion import fuse
-from inception_v4.model import InceptionV4
+from inception_v4.network.fusion import fuse
+from inception_v4.network.model import InceptionV4
 from inception_v4.optim import RMSpropTF
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.quantization import quantize

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 from inception_v4.weights import WeightsInfo, load_weights, read_weights
 
 PRETRAINED = "pretrained"

@@ -20,7 +20,7 @@ from inception_v4.distributed import World, average_buffers, share_gradients, sy
 from inception_v4.engine import Evaluation, Learner, Precision, make_criterion
 from inception_v4.factory import PRETRAINED
 from inception_v4.metrics import Throughput
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 from inception_v4.optim import Ema, NoEma, build_optimizer, canonical_name
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.runlog import RunLog, SilentLog, say

@@ -15,8 +15,8 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from inception_v4.fusion import fuse
-from inception_v4.model import InceptionV4
+from inception_v4.network.fusion import fuse
+from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import INCEPTION_MEAN, INCEPTION_STD
 
 __all__ = ["JoinedInceptionV4", "inception_v4_joined"]

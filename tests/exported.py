@@ -15,7 +15,7 @@ from torch import Tensor
 
 from inception_v4.augment import DeviceTransform, eval_transform
 from inception_v4.export import Target, export_model
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 from inception_v4.pictures import decode_picture
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.shapes import draw_shape

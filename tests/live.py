@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from inception_v4.model import InceptionV4, quieten_deep_branches
+from inception_v4.network.model import InceptionV4, quieten_deep_branches
 
 
 def enliven(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from live import enliven_gently
 
 from inception_v4.distributed import World, average_buffers, session, share_gradients, synchronise_batch_norm
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 
 
 def fixed_batch() -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,8 +9,8 @@ from live import enliven
 from torch import Tensor, nn
 
 from inception_v4.accelerator import onednn
-from inception_v4.fusion import FusedInceptionV4, fuse
-from inception_v4.model import InceptionV4
+from inception_v4.network.fusion import FusedInceptionV4, fuse
+from inception_v4.network.model import InceptionV4
 
 
 @cache

@@ -12,9 +12,10 @@ import torch
 from live import enliven
 from torch import Tensor, nn
 
-from inception_v4 import model as model_module
-from inception_v4 import preprocessing, recompute
-from inception_v4.model import InceptionV4
+from inception_v4 import preprocessing
+from inception_v4.network import model as model_module
+from inception_v4.network import recompute
+from inception_v4.network.model import InceptionV4
 
 BOUND = 1e-12
 VISIBLE = 1e-6

@@ -21,7 +21,7 @@ from conftest import LIVELY
 from live import enliven_gently
 from running import TINY, as_flags, command, differing, final_state
 
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 
 pytestmark = pytest.mark.skipif(npu_simulator.missing() is not None, reason=str(npu_simulator.missing()))
 

@@ -21,7 +21,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 from inception_v4.timm_plugin import JoinedInceptionV4
 
 NAME = "inception_v4_joined"

@@ -25,7 +25,7 @@ from inception_v4.checkpoint import CheckpointError
 from inception_v4.config import load_config
 from inception_v4.data import Batch
 from inception_v4.engine import DivergedError, Learner, Precision, make_criterion, optimizer_step
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 from inception_v4.schema import Augmentation
 from inception_v4.train import INTERRUPTED, train
 

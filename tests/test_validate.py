@@ -16,7 +16,7 @@ from running import ROOT, environment, tiny
 from inception_v4.cli import run
 from inception_v4.config import build_config, to_yaml
 from inception_v4.data_record import KEY, record, validation_data
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.schema import Data
 from inception_v4.sources import ArraySource

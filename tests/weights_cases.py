@@ -9,7 +9,7 @@ import torch
 from live import enliven
 from torch import Tensor, nn
 
-from inception_v4.model import InceptionV4
+from inception_v4.network.model import InceptionV4
 from inception_v4.weights.names import CANONICAL, COUNTER
 
 

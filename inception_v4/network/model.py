@@ -15,7 +15,7 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inception_v4.recompute import checkpointed
+from inception_v4.network.recompute import checkpointed
 
 MIN_IMAGE_SIZE = 75
 """Smallest input side, in pixels, that leaves a 1x1 map after the last reduction."""

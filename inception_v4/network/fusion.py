@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from .accelerator import onednn
-from .model import AvgPool, Concat, ConvNormAct, InceptionA, InceptionB, InceptionC, InceptionV4
+from inception_v4.accelerator import onednn
+from inception_v4.network.model import AvgPool, Concat, ConvNormAct, InceptionA, InceptionB, InceptionC, InceptionV4
 
 
 class FusedInceptionV4(InceptionV4):

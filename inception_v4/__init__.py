@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "InceptionV4": "network.model",
-    "Config": "schema",
-    "load_config": "config",
+    "Config": "settings.schema",
+    "load_config": "settings.recipes",
     "Preprocessing": "preprocessing",
     "load_weights": "weights",
     "read_weights": "weights",

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F
 
 from inception_v4.crops import Box, EvalTransform, below, draw_box, draw_sides, pad_crop, resize
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.schema import Augmentation
+from inception_v4.settings.schema import Augmentation
 
 Transform = Callable[[Tensor], Tensor]
 

@@ -16,7 +16,7 @@ from inception_v4.data import TrainLoader, worker_count
 from inception_v4.distributed import World
 from inception_v4.engine import on_device
 from inception_v4.folders import holds_classes
-from inception_v4.schema import Augmentation, Data
+from inception_v4.settings.schema import Augmentation, Data
 from inception_v4.sources import FolderSource, Source, Subset, existing_folder
 
 STRONG = {"auto_augment": "autoaug", "re_prob": 0.25}

@@ -203,7 +203,7 @@ def _measure_data(folder: str, device: str, options: dict[str, Any]) -> int:
     from inception_v4 import benchmark as module
     from inception_v4.accelerator import select
     from inception_v4.bench_data import measure_loaders
-    from inception_v4.schema import Augmentation, Data
+    from inception_v4.settings.schema import Augmentation, Data
 
     accelerator = select(device)
     accelerator.activate()

@@ -14,10 +14,10 @@ import click
 from inception_v4.accelerator import prepare_environment
 from inception_v4.benchmark_command import benchmark as benchmark
 from inception_v4.cli import CONTEXT
-from inception_v4.config import leaf_fields, load_config, to_yaml
-from inception_v4.dialects import FLAGS, NO_EFFECT, SWITCHES, translate
 from inception_v4.export_command import export as export
-from inception_v4.schema import Config
+from inception_v4.settings.dialects import FLAGS, NO_EFFECT, SWITCHES, translate
+from inception_v4.settings.recipes import leaf_fields, load_config, to_yaml
+from inception_v4.settings.schema import Config
 from inception_v4.tables import print_table
 
 VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")

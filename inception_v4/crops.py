@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 
 from inception_v4.jpeg import Box
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.schema import Augmentation
+from inception_v4.settings.schema import Augmentation
 
 _INTERPOLATION = {
     "bicubic": InterpolationMode.BICUBIC,

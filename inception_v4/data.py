@@ -22,7 +22,7 @@ from inception_v4.augment import TrainTransform, draw_erased_box, eval_transform
 from inception_v4.order import EpochSampler, Key
 from inception_v4.pictures import CorruptImage
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.schema import Augmentation, Data
+from inception_v4.settings.schema import Augmentation, Data
 from inception_v4.sources import Source
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from inception_v4.config import ConfigError, load_config
-from inception_v4.schema import Data, Run
+from inception_v4.settings.recipes import ConfigError, load_config
+from inception_v4.settings.schema import Data, Run
 from inception_v4.weights import WeightsInfo
 
 KEY = "data"

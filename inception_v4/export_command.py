@@ -9,9 +9,9 @@ import click
 from inception_v4.accelerator import prepare_environment, select
 from inception_v4.ascend_om import PRECISION_MODES
 from inception_v4.cli import CONTEXT
-from inception_v4.config import read_recipe
-from inception_v4.dialects import MODELZOO
-from inception_v4.dialects.exporting import translate_export
+from inception_v4.settings.dialects import MODELZOO
+from inception_v4.settings.dialects.exporting import translate_export
+from inception_v4.settings.recipes import read_recipe
 
 FORMATS = ("onnx", "openvino", "pt2", "aoti", "mindir", "air", "om")
 SHARED = ("num_classes", "batch_size")

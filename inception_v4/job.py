@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from inception_v4.accelerator import Accelerator, DeviceError
 from inception_v4.augment import DeviceTransform
 from inception_v4.checkpoint import CheckpointError, atomic_write, find_resume
-from inception_v4.config import to_yaml
 from inception_v4.data import EvalLoader, TrainLoader
 from inception_v4.data_record import KEY, record
 from inception_v4.distributed import World, average_buffers, share_gradients, synchronise_batch_norm
@@ -25,7 +24,8 @@ from inception_v4.optim import Ema, NoEma, build_optimizer, canonical_name
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.runlog import RunLog, SilentLog, say
 from inception_v4.schedule import LearningRate
-from inception_v4.schema import Config
+from inception_v4.settings.recipes import to_yaml
+from inception_v4.settings.schema import Config
 from inception_v4.sources import Source, open_source
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
 

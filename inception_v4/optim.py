@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inception_v4.schema import OPTIMIZER_NUMBERS
-from inception_v4.schema import Optimizer as OptimizerSettings
+from inception_v4.settings.schema import OPTIMIZER_NUMBERS
+from inception_v4.settings.schema import Optimizer as OptimizerSettings
 
 
 class RMSpropTF(torch.optim.Optimizer):

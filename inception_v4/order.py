@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from inception_v4.schema import Data
+from inception_v4.settings.schema import Data
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World

@@ -26,7 +26,7 @@ from inception_v4.folders import (
     subfolders,
 )
 from inception_v4.pictures import ChooseBox, CorruptImage, decode_box, read_picture
-from inception_v4.schema import Data
+from inception_v4.settings.schema import Data
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World

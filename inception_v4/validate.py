@@ -18,7 +18,7 @@ from inception_v4.metrics import class_table
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.runlog import say, track
 from inception_v4.runtimes import accelerator_for, open_network, recognise
-from inception_v4.schema import Config, Data
+from inception_v4.settings.schema import Config, Data
 from inception_v4.sources import Source, open_source
 
 

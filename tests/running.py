@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from inception_v4.config import build_config
-from inception_v4.schema import Config
+from inception_v4.settings.recipes import build_config
+from inception_v4.settings.schema import Config
 
 ROOT = Path(__file__).parent.parent
 THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))

@@ -24,7 +24,7 @@ from inception_v4.augment import (
 from inception_v4.crops import EvalTransform, pad_crop
 from inception_v4.pictures import decode_picture
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from inception_v4.schema import Augmentation
+from inception_v4.settings.schema import Augmentation
 
 _MINDSPORE = Path(__file__).parent / "fixtures" / "mindspore_resize_bilinear.npz"
 """A picture [500, 700, 3] and what MindSpore's Resize(341, BILINEAR) and a centre crop of 299 make of it: a cross of 30

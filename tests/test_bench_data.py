@@ -8,7 +8,7 @@ from photos import class_folders
 from inception_v4 import bench_data
 from inception_v4.accelerator import select
 from inception_v4.bench_data import measure_loaders
-from inception_v4.schema import Augmentation, Data
+from inception_v4.settings.schema import Augmentation, Data
 
 
 @pytest.mark.parametrize("split", ["", "train"])

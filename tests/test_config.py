@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inception_v4.config import (
+from inception_v4.settings.recipes import (
     RECIPE_FOLDERS,
     ConfigError,
     build_config,
@@ -16,7 +16,7 @@ from inception_v4.config import (
     load_config,
     to_yaml,
 )
-from inception_v4.schema import Config
+from inception_v4.settings.schema import Config
 
 RECIPES = sorted(p for folder in RECIPE_FOLDERS for p in folder.glob("*.yaml"))
 

@@ -23,7 +23,7 @@ from inception_v4.distributed import World
 from inception_v4.engine import Precision, evaluate
 from inception_v4.pictures import CorruptImage
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.schema import Augmentation, Data
+from inception_v4.settings.schema import Augmentation, Data
 from inception_v4.sources import FolderSource, Source
 
 STRONG = Augmentation(image_size=75, auto_augment="randaug-m9-n2", re_prob=0.5, vflip=0.5)

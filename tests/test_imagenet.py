@@ -15,7 +15,7 @@ from test_matfile import META
 
 from inception_v4 import imagenet
 from inception_v4.distributed import World
-from inception_v4.schema import Data
+from inception_v4.settings.schema import Data
 from inception_v4.shapes import draw_shape
 from inception_v4.sources import open_source
 

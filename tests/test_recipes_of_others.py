@@ -12,9 +12,9 @@ from photos import class_folders
 from test_cifar import _binary
 
 from inception_v4.cli import run
-from inception_v4.dialects import translate
-from inception_v4.schema import Config
-from inception_v4.schema import Run as RunSettings
+from inception_v4.settings.dialects import translate
+from inception_v4.settings.schema import Config
+from inception_v4.settings.schema import Run as RunSettings
 from inception_v4.train import is_validated
 
 FIXTURES = Path(__file__).parent / "fixtures"

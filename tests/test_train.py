@@ -22,11 +22,11 @@ from safetensors import safe_open
 from inception_v4.accelerator import DeviceError, select
 from inception_v4.augment import DeviceTransform
 from inception_v4.checkpoint import CheckpointError
-from inception_v4.config import load_config
 from inception_v4.data import Batch
 from inception_v4.engine import DivergedError, Learner, Precision, make_criterion, optimizer_step
 from inception_v4.network.model import InceptionV4
-from inception_v4.schema import Augmentation
+from inception_v4.settings.recipes import load_config
+from inception_v4.settings.schema import Augmentation
 from inception_v4.train import INTERRUPTED, train
 
 STATE = ("model", "ema", "optimizer", "step", "best", "ema_updates")

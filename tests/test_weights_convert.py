@@ -16,7 +16,7 @@ from weights_cases import equal, fresh, logits, network, state
 from inception_v4.convert import convert_weights
 from inception_v4.optim import RMSpropTF, parameter_groups
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.schema import Optimizer
+from inception_v4.settings.schema import Optimizer
 from inception_v4.weights import FORMATS, WeightsError, WeightsInfo, mindcv, msckpt, read_weights, save_weights
 
 INFO = WeightsInfo(class_names=tuple(f"class {i}" for i in range(1000)), preprocessing=Preprocessing(image_size=107))

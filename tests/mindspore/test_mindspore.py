@@ -19,7 +19,7 @@ from weights_cases import fresh, network
 
 from inception_v4.convert import convert_weights
 from inception_v4.optim import parameter_groups
-from inception_v4.schema import Optimizer
+from inception_v4.settings.schema import Optimizer
 from inception_v4.weights import WeightsInfo, load_weights, mindcv, modelzoo, msckpt, read_weights, save_weights
 
 HERE = Path(__file__).parent

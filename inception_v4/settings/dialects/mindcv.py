@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from inception_v4.dialects.mindcv_combined import COMBINATIONS
-from inception_v4.dialects.rules import (
+from inception_v4.settings.dialects.mindcv_combined import COMBINATIONS
+from inception_v4.settings.dialects.rules import (
     NO_EFFECT,
     NOTHING,
     Dialect,
@@ -25,7 +25,7 @@ from inception_v4.dialects.rules import (
     plain,
     shown,
 )
-from inception_v4.dialects.shared import AMP, CIFAR, DATASETS, IMAGENET, SHARED, momentum_unused
+from inception_v4.settings.dialects.shared import AMP, CIFAR, DATASETS, IMAGENET, SHARED, momentum_unused
 
 SUBSET = "here a fixed, class-balanced subset of the whole set; MindCV draws anew, and per device"
 NOT_CHECKED = "timm's implementation, which has not been compared with MindSpore's"

@@ -11,11 +11,11 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from inception_v4.dialects import FLAGS, DialectError, translate
-from inception_v4.schema import OPTIMIZER_NUMBERS, Config
+from inception_v4.settings.dialects import FLAGS, DialectError, translate
+from inception_v4.settings.schema import OPTIMIZER_NUMBERS, Config
 
 AMP_ALIASES = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": "fp16"}
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parent.parent
 RECIPE_FOLDERS = (_HERE / "configs", _HERE.parent / "configs")
 """Where the shipped recipes are: inside an installed package, beside it in a checkout."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inception_v4.dialects.rules import NO_EFFECT, NOTHING, Combination, DialectError, Outcome, View, shown
+from inception_v4.settings.dialects.rules import NO_EFFECT, NOTHING, Combination, DialectError, Outcome, View, shown
 
 
 def end_only(view: View) -> Outcome:

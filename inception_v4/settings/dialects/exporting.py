@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inception_v4.dialects.rules import NO_EFFECT, DialectError, Outcome, plain, shown
+from inception_v4.settings.dialects.rules import NO_EFFECT, DialectError, Outcome, plain, shown
 
 FORMATS = {"MINDIR": ("mindir", ".mindir"), "AIR": ("air", ".air"), "ONNX": ("onnx", ".onnx")}
 """Word of the ModelZoo: (format here, suffix)."""

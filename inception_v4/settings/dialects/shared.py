@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from inception_v4.dialects.rules import (
+from inception_v4.settings.dialects.rules import (
     NO_EFFECT,
     NOTHING,
     Combination,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inception_v4.dialects.rules import (
+from inception_v4.settings.dialects.rules import (
     NO_EFFECT,
     NOTHING,
     Combination,
@@ -24,7 +24,7 @@ from inception_v4.dialects.rules import (
     plain,
     shown,
 )
-from inception_v4.dialects.shared import DATASETS, SHARED, momentum_unused
+from inception_v4.settings.dialects.shared import DATASETS, SHARED, momentum_unused
 
 ALWAYS = "pinned memory, persistent workers and prefetching are always on where they help"
 WANDB = "metrics go to metrics.jsonl and TensorBoard"

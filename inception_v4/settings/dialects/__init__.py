@@ -10,12 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from inception_v4.dialects.mindcv import MINDCV
-from inception_v4.dialects.modelzoo import MODELZOO
-from inception_v4.dialects.rules import NO_EFFECT, Combination, Dialect, DialectError, Outcome, Rule, Same, View, shown
-from inception_v4.dialects.shared import COMBINATIONS, SHARED
-from inception_v4.dialects.timm import TIMM
-from inception_v4.schema import Config
+from inception_v4.settings.dialects.mindcv import MINDCV
+from inception_v4.settings.dialects.modelzoo import MODELZOO
+from inception_v4.settings.dialects.rules import (
+    NO_EFFECT,
+    Combination,
+    Dialect,
+    DialectError,
+    Outcome,
+    Rule,
+    Same,
+    View,
+    shown,
+)
+from inception_v4.settings.dialects.shared import COMBINATIONS, SHARED
+from inception_v4.settings.dialects.timm import TIMM
+from inception_v4.settings.schema import Config
 
 __all__ = ["DIALECTS", "FLAGS", "NO_EFFECT", "SWITCHES", "Dialect", "DialectError", "recognise", "table", "translate"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inception_v4.dialects.rules import (
+from inception_v4.settings.dialects.rules import (
     NO_EFFECT,
     Combination,
     Dialect,
@@ -20,7 +20,7 @@ from inception_v4.dialects.rules import (
     plain,
     shown,
 )
-from inception_v4.dialects.shared import AMP, CIFAR, IMAGENET
+from inception_v4.settings.dialects.shared import AMP, CIFAR, IMAGENET
 
 DEAD = "no file of the ModelZoo reads it"
 EVAL_KEY = "eval.py and export.py read it, train.py does not; give --ckpt_path"

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from inception_v4.accelerator import Accelerator
-from inception_v4.augment import DeviceTransform
-from inception_v4.data import TrainLoader, worker_count
+from inception_v4.data.augment import DeviceTransform
+from inception_v4.data.folders import holds_classes
+from inception_v4.data.loader import TrainLoader, worker_count
+from inception_v4.data.sources import FolderSource, Source, Subset, existing_folder
 from inception_v4.distributed import World
 from inception_v4.engine import on_device
-from inception_v4.folders import holds_classes
 from inception_v4.settings.schema import Augmentation, Data
-from inception_v4.sources import FolderSource, Source, Subset, existing_folder
 
 STRONG = {"auto_augment": "autoaug", "re_prob": 0.25}
 """What MindCV's recipe adds to crop and flip."""

@@ -339,7 +339,7 @@ def draw(output: str, shape: str | None, seed: int, size: int) -> None:
     \b
       inception-v4 draw star.jpg
     """
-    from inception_v4.shapes import KINDS, draw_shape
+    from inception_v4.data.shapes import KINDS, draw_shape
 
     stem = Path(output).stem.lower()
     kind = shape or next((k for k in KINDS if k in stem), "circle")

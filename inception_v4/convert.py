@@ -201,8 +201,8 @@ def _check_outputs(
 def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tensor]:
     """Normalised batches [B, C, S, S] by name."""
     # Only here: torchvision takes longer to start than a conversion.
-    from inception_v4.augment import DeviceTransform, eval_transform
-    from inception_v4.pictures import read_picture
+    from inception_v4.data.augment import DeviceTransform, eval_transform
+    from inception_v4.data.pictures import read_picture
 
     how = info.preprocessing
     if files and info.in_channels != 3:

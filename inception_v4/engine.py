@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from inception_v4.accelerator import Accelerator
-from inception_v4.augment import DeviceTransform
+from inception_v4.data.augment import DeviceTransform
 from inception_v4.distributed import World
 from inception_v4.metrics import topk_hits
 from inception_v4.optim import Ema, NoEma, clip_gradients, set_learning_rate

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inception_v4.augment import DeviceTransform
 from inception_v4.checkpoint import publish, staged
+from inception_v4.data.augment import DeviceTransform
 from inception_v4.export_formats import (
     FORMATS,
     OPSETS,

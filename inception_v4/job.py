@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from inception_v4.accelerator import Accelerator, DeviceError
-from inception_v4.augment import DeviceTransform
 from inception_v4.checkpoint import CheckpointError, atomic_write, find_resume
-from inception_v4.data import EvalLoader, TrainLoader
+from inception_v4.data.augment import DeviceTransform
+from inception_v4.data.loader import EvalLoader, TrainLoader
+from inception_v4.data.sources import Source, open_source
 from inception_v4.data_record import KEY, record
 from inception_v4.distributed import World, average_buffers, share_gradients, synchronise_batch_norm
 from inception_v4.engine import Evaluation, Learner, Precision, make_criterion
@@ -26,7 +27,6 @@ from inception_v4.runlog import RunLog, SilentLog, say
 from inception_v4.schedule import LearningRate
 from inception_v4.settings.recipes import to_yaml
 from inception_v4.settings.schema import Config
-from inception_v4.sources import Source, open_source
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from inception_v4.accelerator import select
-from inception_v4.augment import DeviceTransform
-from inception_v4.data import Batch
+from inception_v4.data.augment import DeviceTransform
+from inception_v4.data.loader import Batch
 from inception_v4.distributed import World
 from inception_v4.engine import Precision, evaluate
 from inception_v4.factory import class_names_of

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inception_v4.augment import eval_transform
+from inception_v4.data.augment import eval_transform
+from inception_v4.data.folders import SUFFIXES
+from inception_v4.data.pictures import CorruptImage, read_picture
 from inception_v4.factory import PRETRAINED, class_names_of, create_model, describe_class
-from inception_v4.folders import SUFFIXES
-from inception_v4.pictures import CorruptImage, read_picture
 from inception_v4.runlog import say, track
 from inception_v4.runtimes import accelerator_for, open_network, recognise
 

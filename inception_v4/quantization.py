@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from inception_v4.folders import picture_files
+from inception_v4.data.folders import picture_files
+from inception_v4.data.sources import balanced
 from inception_v4.sessions import require
-from inception_v4.sources import balanced
 
 
 def draw_pictures(folder: Path, *, ranges: int, compared: int, seed: int = 0) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.accelerator import Accelerator, select
-from inception_v4.augment import DeviceTransform
+from inception_v4.data.augment import DeviceTransform
 from inception_v4.engine import Precision
 from inception_v4.factory import open_model
 from inception_v4.network.fusion import fuse

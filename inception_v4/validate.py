@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from inception_v4.data import EvalLoader
+from inception_v4.data.loader import EvalLoader
+from inception_v4.data.sources import Source, open_source
 from inception_v4.data_record import validation_data
 from inception_v4.distributed import session
 from inception_v4.engine import Evaluation, evaluate
@@ -19,7 +20,6 @@ from inception_v4.preprocessing import Preprocessing
 from inception_v4.runlog import say, track
 from inception_v4.runtimes import accelerator_for, open_network, recognise
 from inception_v4.settings.schema import Config, Data
-from inception_v4.sources import Source, open_source
 
 
 def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:

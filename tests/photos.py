@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from inception_v4.shapes import draw_shape
+from inception_v4.data.shapes import draw_shape
 
 _SUBSAMPLINGS = (0, 0, 0, 2, 0, 1)
 """As photographs of ImageNet have them: most with colours at full size, some at half in both directions or in one."""

@@ -14,15 +14,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from inception_v4.augment import (
+from inception_v4.data.augment import (
     DeviceTransform,
     TrainTransform,
     draw_erased_box,
     eval_transform,
     policy,
 )
-from inception_v4.crops import EvalTransform, pad_crop
-from inception_v4.pictures import decode_picture
+from inception_v4.data.crops import EvalTransform, pad_crop
+from inception_v4.data.pictures import decode_picture
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from inception_v4.settings.schema import Augmentation
 

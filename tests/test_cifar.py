@@ -15,10 +15,10 @@ import torch
 from photos import class_folders
 from torchvision import datasets
 
-from inception_v4.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, DownloadFailed
+from inception_v4.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, DownloadFailed
+from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
 from inception_v4.settings.schema import Data
-from inception_v4.sources import Source, open_source
 
 PER_FILE = 4
 

@@ -17,7 +17,7 @@ import torch
 from running import TINY, as_flags, environment
 
 from inception_v4.cli import run as run_command
-from inception_v4.shapes import draw_shape
+from inception_v4.data.shapes import draw_shape
 
 
 class Bomb:

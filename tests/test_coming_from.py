@@ -100,6 +100,4 @@ def test_a_wrong_line_would_be_noticed(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("name", DIALECTS)
 def test_tables_of_settings_are_up_to_date(name: str) -> None:
     text = table(DIALECTS[name])
-    assert text in DOCUMENT.read_text(), (
-        f"replace the table of {name} by settings.dialects.table's"
-    )
+    assert text in DOCUMENT.read_text(), f"replace the table of {name} by settings.dialects.table's"

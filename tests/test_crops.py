@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
 
-from inception_v4.crops import below, draw_box
+from inception_v4.data.crops import below, draw_box
 from inception_v4.settings.schema import Augmentation
 
 _BOXES = 4000

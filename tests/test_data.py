@@ -17,14 +17,14 @@ from PIL import Image
 from torch import nn
 
 from inception_v4.accelerator import select
-from inception_v4.augment import DeviceTransform, eval_transform, seeded
-from inception_v4.data import Batch, EvalLoader, TrainLoader, WorkerDied
+from inception_v4.data.augment import DeviceTransform, eval_transform, seeded
+from inception_v4.data.loader import Batch, EvalLoader, TrainLoader, WorkerDied
+from inception_v4.data.pictures import CorruptImage
+from inception_v4.data.sources import FolderSource, Source
 from inception_v4.distributed import World
 from inception_v4.engine import Precision, evaluate
-from inception_v4.pictures import CorruptImage
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation, Data
-from inception_v4.sources import FolderSource, Source
 
 STRONG = Augmentation(image_size=75, auto_augment="randaug-m9-n2", re_prob=0.5, vflip=0.5)
 PLAIN = Augmentation(image_size=75, train_crop="centre", hflip=0)

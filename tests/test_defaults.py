@@ -10,11 +10,11 @@ import torch
 from photos import class_folders
 
 from inception_v4 import cli
-from inception_v4.data import TrainLoader
+from inception_v4.data.loader import TrainLoader
+from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
 from inception_v4.settings.defaults import Hardware, choose_defaults
 from inception_v4.settings.recipes import build_config
-from inception_v4.sources import Source, open_source
 from inception_v4.train import suit_data, train
 
 GIB = 1 << 30

@@ -81,7 +81,7 @@ def reference() -> dict[int, dict[str, float]]:
 @pytest.fixture(scope="module")
 def pictures_203(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """203 pictures of the two shapes that the tiny run knows, under val/."""
-    from inception_v4.shapes import KINDS, draw_shape
+    from inception_v4.data.shapes import KINDS, draw_shape
 
     folder = tmp_path_factory.mktemp("pictures")
     for index in range(203):

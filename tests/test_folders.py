@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from inception_v4.folders import check_same_classes, class_folders, few, missing, picture_files
+from inception_v4.data.folders import check_same_classes, class_folders, few, missing, picture_files
 
 
 def test_pictures_at_any_depth_whatever_the_case(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ import pytest
 from photos import encoded
 from test_matfile import META
 
-from inception_v4 import imagenet
+from inception_v4.data import imagenet
+from inception_v4.data.shapes import draw_shape
+from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
 from inception_v4.settings.schema import Data
-from inception_v4.shapes import draw_shape
-from inception_v4.sources import open_source
 
 WNIDS = ("n01440764", "n02123045", "n01496331")
 TRUTH = (3, 1, 2, 2, 3)

@@ -6,7 +6,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from inception_v4.matfile import read_mat
+from inception_v4.data.matfile import read_mat
 
 # Written by scipy.io.savemat: a structure array like that of ImageNet's meta.mat, three leaves and their parent.
 META = base64.b64decode(

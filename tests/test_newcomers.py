@@ -14,11 +14,11 @@ from photos import class_folders
 from inception_v4 import job, predict
 from inception_v4 import train as training
 from inception_v4.cli import run
+from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
 from inception_v4.settings.defaults import Hardware, choose_defaults
 from inception_v4.settings.recipes import build_config
 from inception_v4.settings.schema import Config
-from inception_v4.sources import Source, open_source
 from inception_v4.train import suit_data
 
 __all__ = ["folder"]

@@ -11,11 +11,11 @@ import torch
 from photos import encoded, photos
 from PIL import Image
 
-from inception_v4.crops import draw_box, resize
-from inception_v4.jpeg import Box, IsUnusual, frame_of
-from inception_v4.pictures import CorruptImage, decode_box, decode_picture, read_picture
+from inception_v4.data.crops import draw_box, resize
+from inception_v4.data.jpeg import Box, IsUnusual, frame_of
+from inception_v4.data.pictures import CorruptImage, decode_box, decode_picture, read_picture
+from inception_v4.data.shapes import draw_shape
 from inception_v4.settings.schema import Augmentation
-from inception_v4.shapes import draw_shape
 
 
 def _pillow(data: bytes) -> torch.Tensor:

@@ -12,15 +12,15 @@ import torch
 from running import TINY, as_flags, differing, final_state, run_script
 
 from inception_v4.accelerator import select
-from inception_v4.augment import DeviceTransform
 from inception_v4.checkpoint import save_checkpoint
-from inception_v4.data import EvalLoader
+from inception_v4.data.augment import DeviceTransform
+from inception_v4.data.loader import EvalLoader
+from inception_v4.data.shapes import KINDS, draw_shape
+from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
 from inception_v4.engine import Precision, evaluate
 from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
-from inception_v4.shapes import KINDS, draw_shape
-from inception_v4.sources import open_source
 from inception_v4.weights import load_weights
 
 SETTINGS: dict[str, Any] = TINY | {

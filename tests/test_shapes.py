@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inception_v4.shapes import KINDS, _draw, _mask, draw_shape, generate
+from inception_v4.data.shapes import KINDS, _draw, _mask, draw_shape, generate
 
 
 def _files(folder: Path) -> dict[str, str]:

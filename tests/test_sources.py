@@ -11,11 +11,11 @@ import pytest
 import torch
 from photos import class_folders
 
+from inception_v4.data.jpeg import Box
+from inception_v4.data.pictures import CorruptImage, read_picture
+from inception_v4.data.sources import ArraySource, FolderSource, Source, Subset, balanced, open_source
 from inception_v4.distributed import World
-from inception_v4.jpeg import Box
-from inception_v4.pictures import CorruptImage, read_picture
 from inception_v4.settings.schema import Data
-from inception_v4.sources import ArraySource, FolderSource, Source, Subset, balanced, open_source
 
 CLASSES = {"cat": 10, "dog": 20, "eel": 3}
 

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from inception_v4.augment import TrainTransform, draw_erased_box, eval_transform
-from inception_v4.order import EpochSampler, Key
-from inception_v4.pictures import CorruptImage
+from inception_v4.data.augment import TrainTransform, draw_erased_box, eval_transform
+from inception_v4.data.order import EpochSampler, Key
+from inception_v4.data.pictures import CorruptImage
+from inception_v4.data.sources import Source
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation, Data
-from inception_v4.sources import Source
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World

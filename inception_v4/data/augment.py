@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from inception_v4.crops import Box, EvalTransform, below, draw_box, draw_sides, pad_crop, resize
+from inception_v4.data.crops import Box, EvalTransform, below, draw_box, draw_sides, pad_crop, resize
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation
 

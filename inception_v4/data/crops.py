@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from inception_v4.jpeg import Box
+from inception_v4.data.jpeg import Box
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inception_v4 import imagenet, shapes
 from inception_v4.cache import build_once, cache_dir
-from inception_v4.cifar import CIFAR10, CIFAR100, download, read_cifar
-from inception_v4.folders import (
+from inception_v4.data import imagenet, shapes
+from inception_v4.data.cifar import CIFAR10, CIFAR100, download, read_cifar
+from inception_v4.data.folders import (
     check_same_classes,
     class_folders,
     holds_classes,
@@ -25,7 +25,7 @@ from inception_v4.folders import (
     picture_files,
     subfolders,
 )
-from inception_v4.pictures import ChooseBox, CorruptImage, decode_box, read_picture
+from inception_v4.data.pictures import ChooseBox, CorruptImage, decode_box, read_picture
 from inception_v4.settings.schema import Data
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from inception_v4.jpeg import Box, IsUnusual, decode_part, frame_of
+from inception_v4.data.jpeg import Box, IsUnusual, decode_part, frame_of
 
 _JPEG = b"\xff\xd8\xff"
 

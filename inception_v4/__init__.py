@@ -15,7 +15,7 @@ _HOMES = {
     "load_weights": "weights",
     "read_weights": "weights",
     "save_weights": "weights",
-    "convert_weights": "convert",
+    "convert_weights": "weights.convert",
     "WeightsInfo": "weights",
     "create_model": "predict",
     "Predictor": "predict",

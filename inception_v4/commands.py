@@ -308,7 +308,7 @@ def convert(source: str, destination: str, pictures: Sequence[str], **options: A
       inception-v4 convert timm/inception_v4.tf_in1k weights.ckpt --to modelzoo
     """
     prepare_environment("cpu")
-    from inception_v4.convert import convert_weights
+    from inception_v4.weights.convert import convert_weights
 
     verify = (list(pictures) or True) if options.pop("verify") or pictures else False
     report = convert_weights(source, destination, to=options.pop("layout"), verify=verify, **options)

@@ -13,11 +13,13 @@ import torch
 from photos import photos
 from weights_cases import equal, fresh, logits, network, state
 
-from inception_v4.convert import convert_weights
 from inception_v4.optim import RMSpropTF, parameter_groups
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Optimizer
-from inception_v4.weights import FORMATS, WeightsError, WeightsInfo, mindcv, msckpt, read_weights, save_weights
+from inception_v4.weights import FORMATS, WeightsError, WeightsInfo, read_weights, save_weights
+from inception_v4.weights.convert import convert_weights
+from inception_v4.weights.files import msckpt
+from inception_v4.weights.layouts import mindcv
 
 INFO = WeightsInfo(class_names=tuple(f"class {i}" for i in range(1000)), preprocessing=Preprocessing(image_size=107))
 
@@ -234,7 +236,7 @@ def memory(key):
 
 open("/proc/self/clear_refs", "w").write("5")  # VmHWM starts again from here
 before, start = memory("VmRSS"), time.process_time()
-from inception_v4.convert import convert_weights
+from inception_v4.weights.convert import convert_weights
 convert_weights(*sys.argv[1:])
 print(time.process_time() - start, (memory("VmHWM") - before) * 1024)
 """

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from weights_cases import equal, save, tiny_state
 
 from inception_v4.weights import WeightsError, read_weights
-from inception_v4.weights.containers import sniff
+from inception_v4.weights.files.containers import sniff
 
 
 class Bomb:

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 from weights_cases import network, tiny_state
 
-from inception_v4.weights import FORMATS, Weights, WeightsError, WeightsInfo, containers, msckpt, read_weights
-from inception_v4.weights.mindspore import from_tensor
+from inception_v4.weights import FORMATS, Weights, WeightsError, WeightsInfo, read_weights
+from inception_v4.weights.files import containers, msckpt
+from inception_v4.weights.files.mindspore import from_tensor
 from inception_v4.weights.writing import write_weights
 
 COUNT = 1000

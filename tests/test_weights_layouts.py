@@ -14,11 +14,13 @@ from torch import nn
 from weights_cases import equal, fresh, logits, network, save, tiny_state
 
 from inception_v4.preprocessing import IMAGENET_MEAN, Preprocessing
-from inception_v4.weights import FORMATS, Weights, WeightsError, WeightsInfo, mindcv, modelzoo, msckpt, tfslim
-from inception_v4.weights.epsilon import shift_epsilon
-from inception_v4.weights.formats import recognise
+from inception_v4.weights import FORMATS, Weights, WeightsError, WeightsInfo
+from inception_v4.weights.files import msckpt
+from inception_v4.weights.files.mindspore import from_tensor
+from inception_v4.weights.layouts import mindcv, modelzoo, tfslim
+from inception_v4.weights.layouts.epsilon import shift_epsilon
+from inception_v4.weights.layouts.registry import recognise
 from inception_v4.weights.loading import load_weights
-from inception_v4.weights.mindspore import from_tensor
 from inception_v4.weights.names import COUNTER
 from inception_v4.weights.reading import read_weights
 from inception_v4.weights.writing import write_weights

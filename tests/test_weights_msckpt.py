@@ -12,9 +12,9 @@ import pytest
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-from inception_v4.weights import msckpt
-from inception_v4.weights.mindspore import from_tensor, to_tensor
-from inception_v4.weights.msckpt import Checkpoint, CheckpointError, Value
+from inception_v4.weights.files import msckpt
+from inception_v4.weights.files.mindspore import from_tensor, to_tensor
+from inception_v4.weights.files.msckpt import Checkpoint, CheckpointError, Value
 
 FIXTURES = Path(__file__).parent / "mindspore" / "fixtures"
 

@@ -5,7 +5,7 @@ One file per format and one plain dict, `FORMATS`, as registry. Works on any mod
 
 from __future__ import annotations
 
-from inception_v4.weights.formats import FORMATS
+from inception_v4.weights.layouts.registry import FORMATS
 from inception_v4.weights.loading import LoadReport, load_weights
 from inception_v4.weights.reading import read_weights
 from inception_v4.weights.record import Weights, WeightsError, WeightsInfo

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inception_v4.weights import containers
-from inception_v4.weights.formats import FORMATS, recognise
+from inception_v4.weights.files import containers
+from inception_v4.weights.layouts.registry import FORMATS, recognise
 from inception_v4.weights.names import CANONICAL, FIRST_CONV, HEAD, difference, preview
 from inception_v4.weights.record import Raw, Weights, WeightsError, WeightsInfo
 from inception_v4.weights.source import Located, locate

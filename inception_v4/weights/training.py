@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inception_v4.weights import mindcv, modelzoo
+from inception_v4.weights.layouts import mindcv, modelzoo
 from inception_v4.weights.record import Weights, WeightsError
 
 _NAMES = {"mindcv": mindcv.table, "modelzoo": modelzoo.table}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from inception_v4.checkpoint import atomic_write
-from inception_v4.weights import msckpt
-from inception_v4.weights.formats import FORMATS
-from inception_v4.weights.mindspore import from_tensor
+from inception_v4.weights.files import msckpt
+from inception_v4.weights.files.mindspore import from_tensor
+from inception_v4.weights.files.npz import write_npz
+from inception_v4.weights.files.safetensor import write_safetensors
+from inception_v4.weights.layouts.registry import FORMATS
 from inception_v4.weights.names import CANONICAL, HEAD, difference, wrapper_prefix
-from inception_v4.weights.npz import write_npz
 from inception_v4.weights.record import Weights, WeightsError, WeightsInfo
-from inception_v4.weights.safetensor import write_safetensors
 from inception_v4.weights.source import sidecar
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

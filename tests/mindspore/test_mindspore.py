@@ -17,10 +17,12 @@ from live import enliven
 from torch import nn
 from weights_cases import fresh, network
 
-from inception_v4.convert import convert_weights
 from inception_v4.optim import parameter_groups
 from inception_v4.settings.schema import Optimizer
-from inception_v4.weights import WeightsInfo, load_weights, mindcv, modelzoo, msckpt, read_weights, save_weights
+from inception_v4.weights import WeightsInfo, load_weights, read_weights, save_weights
+from inception_v4.weights.convert import convert_weights
+from inception_v4.weights.files import msckpt
+from inception_v4.weights.layouts import mindcv, modelzoo
 
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("INCEPTION_V4_MINDSPORE_PYTHON", "")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inception_v4.weights.mindspore import is_mindspore, split
+from inception_v4.weights.files.mindspore import is_mindspore, split
 from inception_v4.weights.record import DAMAGED, Raw, WeightsError, WeightsInfo
 
 METADATA_KEY = "inception_v4"

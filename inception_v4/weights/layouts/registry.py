@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.weights import mindcv, modelzoo, pytorch, tfslim
+from inception_v4.weights.layouts import mindcv, modelzoo, pytorch, tfslim
 from inception_v4.weights.record import WeightsError, WeightsInfo
 
 _PICKLED = (".pth", ".pt", ".bin")

@@ -11,11 +11,11 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from inception_v4.weights.epsilon import shift_epsilon
-from inception_v4.weights.mindcv import EPSILON
+from inception_v4.weights.files.npz import SCOPE
+from inception_v4.weights.layouts.epsilon import shift_epsilon
+from inception_v4.weights.layouts.mindcv import EPSILON
+from inception_v4.weights.layouts.pytorch import note_counters, with_counters
 from inception_v4.weights.names import HEAD, UNITS, difference
-from inception_v4.weights.npz import SCOPE
-from inception_v4.weights.pytorch import note_counters, with_counters
 from inception_v4.weights.record import WeightsError, WeightsInfo
 
 _LOGITS = {HEAD[0]: SCOPE + "Logits/Logits/weights", HEAD[1]: SCOPE + "Logits/Logits/biases"}

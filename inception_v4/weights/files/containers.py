@@ -7,11 +7,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from inception_v4.weights.mindspore import read_mindspore
-from inception_v4.weights.npz import read_npz
-from inception_v4.weights.pickled import read_pickled
+from inception_v4.weights.files.mindspore import read_mindspore
+from inception_v4.weights.files.npz import read_npz
+from inception_v4.weights.files.pickled import read_pickled
+from inception_v4.weights.files.safetensor import read_safetensors
 from inception_v4.weights.record import DAMAGED, Raw, WeightsError
-from inception_v4.weights.safetensor import read_safetensors
 
 _HEAD = 512
 _TF_TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inception_v4.weights import msckpt
+from inception_v4.weights.files import msckpt
 from inception_v4.weights.record import DAMAGED, Raw, WeightsError
 
 _NETWORK = re.compile(r"(ema\.)?(features|classifier|bn0|softmax)\.")

@@ -8,9 +8,9 @@ from collections.abc import Collection
 from torch import Tensor
 
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from inception_v4.weights.epsilon import shift_epsilon
+from inception_v4.weights.layouts.epsilon import shift_epsilon
+from inception_v4.weights.layouts.pytorch import note_counters, with_counters
 from inception_v4.weights.names import HEAD, UNITS, difference
-from inception_v4.weights.pytorch import note_counters, with_counters
 from inception_v4.weights.record import WeightsError, WeightsInfo
 
 EPSILON = 1e-3

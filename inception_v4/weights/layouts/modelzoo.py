@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from inception_v4.weights import mindcv
-from inception_v4.weights.epsilon import shift_epsilon, widened
+from inception_v4.weights.layouts import mindcv
+from inception_v4.weights.layouts.epsilon import shift_epsilon, widened
+from inception_v4.weights.layouts.pytorch import note_counters, with_counters
 from inception_v4.weights.names import HEAD, difference
-from inception_v4.weights.pytorch import note_counters, with_counters
 from inception_v4.weights.record import WeightsError, WeightsInfo
 
 PREPROCESSING = Preprocessing(

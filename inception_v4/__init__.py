@@ -17,8 +17,8 @@ _HOMES = {
     "save_weights": "weights",
     "convert_weights": "weights.convert",
     "WeightsInfo": "weights",
-    "create_model": "predict",
-    "Predictor": "predict",
+    "create_model": "inference.predict",
+    "Predictor": "inference.predict",
     "fuse": "network.fusion",
 }
 

@@ -189,7 +189,7 @@ def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: b
         click.echo(f"from_outputs: {outputs}\nlabels: {labels}")
         return
     if outputs:
-        from inception_v4.outputs import score_outputs
+        from inception_v4.inference.outputs import score_outputs
 
         idle = [*(["runtime"] if runtime else []), *_given(options)]
         result, remarks = score_outputs(outputs, labels)
@@ -203,7 +203,7 @@ def validate(config_file: str | None, dry_run: bool, as_json: bool, per_class: b
     if config.training.compile:
         _say([f"compile{NO_EFFECT}only training compiles; `export --format aoti` makes a compiled file to validate"])
     prepare_environment(config.run.device)
-    from inception_v4.validate import validate as run
+    from inception_v4.inference.validate import validate as run
 
     result = run(config, runtime=runtime)
     if os.environ.get("RANK", "0") == "0":
@@ -264,12 +264,12 @@ def predict(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any
       inception-v4 predict photos/ --ckpt-path runs/photos/best.safetensors --csv > names.csv
     """
     prepare_environment(options["device"])
-    from inception_v4 import predict as module
+    from inception_v4.inference import predict as module
 
     source = module.PRETRAINED if options["pretrained"] else options["ckpt_path"]
     if source is None or (options["pretrained"] and options["ckpt_path"]):
         raise click.UsageError(f"give --ckpt-path FILE or --pretrained, one of them{_newest_run()}")
-    from inception_v4.runtimes import accelerator_for, recognise
+    from inception_v4.inference.network import accelerator_for, recognise
 
     accelerator_for(recognise(source, options["runtime"]), options["device"]).activate()
     predictor = module.Predictor(

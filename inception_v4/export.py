@@ -22,8 +22,8 @@ from inception_v4.export_formats import (
     calibration_pictures,
     check_pictures,
 )
-from inception_v4.factory import class_names_of, open_model
-from inception_v4.runtimes import Signature, in_batches
+from inception_v4.inference.factory import class_names_of, open_model
+from inception_v4.inference.network import Signature, in_batches
 from inception_v4.weights import read_weights
 
 __all__ = ["ExportError", "ExportReport", "Target", "export_model"]

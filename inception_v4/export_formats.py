@@ -21,11 +21,11 @@ from inception_v4.ascend_om import AtcError, OmTarget, aipp_config, atc_command,
 from inception_v4.data.augment import DeviceTransform, eval_transform
 from inception_v4.data.pictures import read_picture
 from inception_v4.data.shapes import KINDS, draw_shape
+from inception_v4.inference.network import PixelTransform, Signature, describe
+from inception_v4.inference.sessions import METADATA_KEY, RUNTIMES, require
 from inception_v4.network.fusion import fuse
 from inception_v4.network.model import InceptionV4
 from inception_v4.quantization import draw_pictures, quantize
-from inception_v4.runtimes import PixelTransform, Signature, describe
-from inception_v4.sessions import METADATA_KEY, RUNTIMES, require
 from inception_v4.weights import Weights, WeightsInfo
 
 INPUT, OUTPUT = "image", "logits"

@@ -15,11 +15,11 @@ from inception_v4.checkpoint import CheckpointError, atomic_write, find_resume
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import EvalLoader, TrainLoader
 from inception_v4.data.sources import Source, open_source
-from inception_v4.data_record import KEY, record
 from inception_v4.distributed import World, average_buffers, share_gradients, synchronise_batch_norm
-from inception_v4.engine import Evaluation, Learner, Precision, make_criterion
-from inception_v4.factory import PRETRAINED
-from inception_v4.metrics import Throughput
+from inception_v4.inference.data_record import KEY, record
+from inception_v4.inference.evaluate import Evaluation, Learner, Precision, make_criterion
+from inception_v4.inference.factory import PRETRAINED
+from inception_v4.inference.metrics import Throughput
 from inception_v4.network.model import InceptionV4
 from inception_v4.optim import Ema, NoEma, build_optimizer, canonical_name
 from inception_v4.preprocessing import Preprocessing

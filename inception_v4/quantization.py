@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inception_v4.data.folders import picture_files
 from inception_v4.data.sources import balanced
-from inception_v4.sessions import require
+from inception_v4.inference.sessions import require
 
 
 def draw_pictures(folder: Path, *, ranges: int, compared: int, seed: int = 0) -> tuple[list[str], list[str]]:

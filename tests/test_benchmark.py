@@ -14,7 +14,7 @@ from inception_v4.benchmark import Group, Options, Row, chosen, flops_per_image,
 from inception_v4.benchmark_command import SUITES, _verdict, tables, to_markdown
 from inception_v4.contestants import FORMS, Entry, Form, Setup
 from inception_v4.data.shapes import draw_shape
-from inception_v4.sessions import RuntimeUnavailable
+from inception_v4.inference.sessions import RuntimeUnavailable
 
 FAST = Options(repeats=2, seconds=0.0)
 

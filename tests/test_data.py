@@ -22,7 +22,7 @@ from inception_v4.data.loader import Batch, EvalLoader, TrainLoader, WorkerDied
 from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.sources import FolderSource, Source
 from inception_v4.distributed import World
-from inception_v4.engine import Precision, evaluate
+from inception_v4.inference.evaluate import Precision, evaluate
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation, Data
 

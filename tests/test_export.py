@@ -18,8 +18,8 @@ from running import ROOT
 from inception_v4 import cli, export, export_formats, mindir
 from inception_v4.export import ExportError, Target, compare, export_model
 from inception_v4.export_command import FORMATS
+from inception_v4.inference.network import accelerator_for, open_network
 from inception_v4.network.model import InceptionV4
-from inception_v4.runtimes import accelerator_for, open_network
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
 
 __all__ = ["folder"]

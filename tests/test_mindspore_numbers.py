@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from inception_v4.engine import make_criterion
+from inception_v4.inference.evaluate import make_criterion
 from inception_v4.optim import build_optimizer, set_learning_rate
 from inception_v4.settings.schema import Optimizer
 

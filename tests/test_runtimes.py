@@ -12,10 +12,10 @@ from exported import CLASSES, HOW, drawn, exported, folder, logits, network, onn
 from photos import class_folders
 from test_export import run
 
-from inception_v4.outputs import OutputsError, read_labels, score_outputs
-from inception_v4.predict import Predictor
-from inception_v4.runtimes import accelerator_for, open_network, recognise
-from inception_v4.sessions import RUNTIMES, ExportedFileError, RuntimeUnavailable
+from inception_v4.inference.network import accelerator_for, open_network, recognise
+from inception_v4.inference.outputs import OutputsError, read_labels, score_outputs
+from inception_v4.inference.predict import Predictor
+from inception_v4.inference.sessions import RUNTIMES, ExportedFileError, RuntimeUnavailable
 
 __all__ = ["folder"]
 

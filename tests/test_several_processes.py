@@ -18,7 +18,7 @@ from inception_v4.data.loader import EvalLoader
 from inception_v4.data.shapes import KINDS, draw_shape
 from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
-from inception_v4.engine import Precision, evaluate
+from inception_v4.inference.evaluate import Precision, evaluate
 from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
 from inception_v4.weights import load_weights

@@ -23,7 +23,7 @@ from inception_v4.accelerator import DeviceError, select
 from inception_v4.checkpoint import CheckpointError
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import Batch
-from inception_v4.engine import DivergedError, Learner, Precision, make_criterion, optimizer_step
+from inception_v4.inference.evaluate import DivergedError, Learner, Precision, make_criterion, optimizer_step
 from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Augmentation

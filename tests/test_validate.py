@@ -15,13 +15,13 @@ from running import ROOT, environment, tiny
 
 from inception_v4.cli import run
 from inception_v4.data.sources import ArraySource
-from inception_v4.data_record import KEY, record, validation_data
+from inception_v4.inference.data_record import KEY, record, validation_data
+from inception_v4.inference.validate import match_labels
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.recipes import build_config, to_yaml
 from inception_v4.settings.schema import Data
 from inception_v4.train import train
-from inception_v4.validate import match_labels
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
 
 NAMES = ("ape", "bear", "cat", "dog")

@@ -17,11 +17,11 @@ from inception_v4.accelerator import select
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import Batch
 from inception_v4.distributed import World
-from inception_v4.engine import Precision, evaluate
-from inception_v4.factory import class_names_of
-from inception_v4.metrics import class_table
+from inception_v4.inference.evaluate import Precision, evaluate
+from inception_v4.inference.factory import class_names_of
+from inception_v4.inference.metrics import class_table
+from inception_v4.inference.validate import suspicions
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.validate import suspicions
 from inception_v4.weights import WeightsInfo
 
 READERS: dict[str, Callable[[Path], np.ndarray]] = {

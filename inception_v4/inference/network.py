@@ -16,11 +16,11 @@ from torch import Tensor
 
 from inception_v4.accelerator import Accelerator, select
 from inception_v4.data.augment import DeviceTransform
-from inception_v4.engine import Precision
-from inception_v4.factory import open_model
+from inception_v4.inference.evaluate import Precision
+from inception_v4.inference.factory import open_model
+from inception_v4.inference.sessions import RUNTIMES, ExportedFileError, Session
 from inception_v4.network.fusion import fuse
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.sessions import RUNTIMES, ExportedFileError, Session
 from inception_v4.weights import WeightsError, WeightsInfo
 
 TORCH = "torch"

@@ -24,9 +24,9 @@ from inception_v4.inference.network import Signature
 from inception_v4.inference.sessions import require
 from inception_v4.network.fusion import fuse
 from inception_v4.network.model import InceptionV4
-from inception_v4.optim import RMSpropTF
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.quantization import quantize
+from inception_v4.training.optim import RMSpropTF
 from inception_v4.weights import WeightsInfo
 
 NUM_CLASSES = 1000

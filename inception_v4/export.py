@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inception_v4.checkpoint import publish, staged
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.export_formats import (
     FORMATS,
@@ -24,6 +23,7 @@ from inception_v4.export_formats import (
 )
 from inception_v4.inference.factory import class_names_of, open_model
 from inception_v4.inference.network import Signature, in_batches
+from inception_v4.training.checkpoint import publish, staged
 from inception_v4.weights import read_weights
 
 __all__ = ["ExportError", "ExportReport", "Target", "export_model"]

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from inception_v4.accelerator import select
-from inception_v4.checkpoint import CheckpointError, find_resume
 from inception_v4.distributed import World, session
+from inception_v4.training.checkpoint import CheckpointError, find_resume
 
 
 def outcome(choice: str, folder: str, world: World) -> dict[str, object]:

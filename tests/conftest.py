@@ -22,7 +22,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished tiny run with everything random switched on."""
-    from inception_v4.train import train
+    from inception_v4.training.train import train
 
     folder = tmp_path_factory.mktemp("run") / "finished"
     train(tiny(folder, **LIVELY))

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from inception_v4.checkpoint import (
+from inception_v4.distributed import World
+from inception_v4.training.checkpoint import (
     CheckpointError,
     atomic_write,
     find_resume,
@@ -18,7 +19,6 @@ from inception_v4.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from inception_v4.distributed import World
 
 
 def resume(choice: str, folder: Path, warnings: list[str] | None = None) -> dict[str, Any] | None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from inception_v4.cli import run
-from inception_v4.schedule import LearningRate
 from inception_v4.settings.dialects import DIALECTS, FLAGS, DialectError, recognise, translate
 from inception_v4.settings.recipes import ConfigError, load_config
 from inception_v4.settings.schema import Config
+from inception_v4.training.schedule import LearningRate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 MINDCV = FIXTURES / "mindcv_inception_v4_ascend.yaml"

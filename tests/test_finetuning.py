@@ -11,11 +11,11 @@ from running import TINY, tiny
 
 from inception_v4.accelerator import select
 from inception_v4.distributed import World
-from inception_v4.job import Job, prepare
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
 from inception_v4.settings.recipes import build_config, load_config
-from inception_v4.train import suit_data, train
+from inception_v4.training.job import Job, prepare
+from inception_v4.training.train import suit_data, train
 from inception_v4.weights import Weights, WeightsInfo, read_weights, save_weights
 from inception_v4.weights.source import sidecar
 from inception_v4.weights.writing import write_weights

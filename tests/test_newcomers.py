@@ -11,8 +11,6 @@ import yaml
 from exported import CLASSES, folder, weights_file
 from photos import class_folders
 
-from inception_v4 import job
-from inception_v4 import train as training
 from inception_v4.cli import run
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
@@ -20,7 +18,9 @@ from inception_v4.inference import predict
 from inception_v4.settings.defaults import Hardware, choose_defaults
 from inception_v4.settings.recipes import build_config
 from inception_v4.settings.schema import Config
-from inception_v4.train import suit_data
+from inception_v4.training import job
+from inception_v4.training import train as training
+from inception_v4.training.train import suit_data
 
 __all__ = ["folder"]
 

@@ -9,8 +9,8 @@ import timm.optim
 import torch
 from torch import nn
 
-from inception_v4.optim import Ema, RMSpropTF, build_optimizer, clip_gradients, set_learning_rate
 from inception_v4.settings.schema import Optimizer
+from inception_v4.training.optim import Ema, RMSpropTF, build_optimizer, clip_gradients, set_learning_rate
 
 
 def small_net(seed: int = 0) -> nn.Module:

@@ -8,8 +8,8 @@ from typing import get_args
 
 import pytest
 
-from inception_v4.schedule import LearningRate
 from inception_v4.settings.schema import Schedule
+from inception_v4.training.schedule import LearningRate
 
 
 def test_cosine_is_mindcvs_step_for_step() -> None:

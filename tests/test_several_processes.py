@@ -12,7 +12,6 @@ import torch
 from running import TINY, as_flags, differing, final_state, run_script
 
 from inception_v4.accelerator import select
-from inception_v4.checkpoint import save_checkpoint
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import EvalLoader
 from inception_v4.data.shapes import KINDS, draw_shape
@@ -21,6 +20,7 @@ from inception_v4.distributed import World
 from inception_v4.inference.evaluate import Precision, evaluate
 from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
+from inception_v4.training.checkpoint import save_checkpoint
 from inception_v4.weights import load_weights
 
 SETTINGS: dict[str, Any] = TINY | {

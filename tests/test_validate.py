@@ -21,7 +21,7 @@ from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.recipes import build_config, to_yaml
 from inception_v4.settings.schema import Data
-from inception_v4.train import train
+from inception_v4.training.train import train
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
 
 NAMES = ("ape", "bear", "cat", "dog")
@@ -128,7 +128,7 @@ def test_other_data_and_another_runs_directory_are_not_mixed_with_the_record(
 def test_a_run_writes_down_where_its_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from inception_v4.accelerator import select
     from inception_v4.distributed import World
-    from inception_v4.job import prepare, weights_info
+    from inception_v4.training.job import prepare, weights_info
 
     class_folders(tmp_path / "photos", {"ape": 6, "bear": 6}, size=20)
     monkeypatch.chdir(tmp_path)

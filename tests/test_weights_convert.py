@@ -13,9 +13,9 @@ import torch
 from photos import photos
 from weights_cases import equal, fresh, logits, network, state
 
-from inception_v4.optim import RMSpropTF, parameter_groups
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Optimizer
+from inception_v4.training.optim import RMSpropTF, parameter_groups
 from inception_v4.weights import FORMATS, WeightsError, WeightsInfo, read_weights, save_weights
 from inception_v4.weights.convert import convert_weights
 from inception_v4.weights.files import msckpt

@@ -18,8 +18,8 @@ from inception_v4.accelerator import Accelerator
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.distributed import World
 from inception_v4.inference.metrics import topk_hits
-from inception_v4.optim import Ema, NoEma, clip_gradients, set_learning_rate
-from inception_v4.schedule import LearningRate
+from inception_v4.training.optim import Ema, NoEma, clip_gradients, set_learning_rate
+from inception_v4.training.schedule import LearningRate
 
 
 class DivergedError(RuntimeError):

@@ -18,8 +18,8 @@ from inception_v4.inference.factory import PRETRAINED, class_names_of
 from inception_v4.inference.metrics import class_table
 from inception_v4.inference.network import accelerator_for, open_network, recognise
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.runlog import say, track
 from inception_v4.settings.schema import Config, Data
+from inception_v4.training.runlog import say, track
 
 
 def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:

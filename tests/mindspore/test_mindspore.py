@@ -17,8 +17,8 @@ from live import enliven
 from torch import nn
 from weights_cases import fresh, network
 
-from inception_v4.optim import parameter_groups
 from inception_v4.settings.schema import Optimizer
+from inception_v4.training.optim import parameter_groups
 from inception_v4.weights import WeightsInfo, load_weights, read_weights, save_weights
 from inception_v4.weights.convert import convert_weights
 from inception_v4.weights.files import msckpt

@@ -13,7 +13,7 @@ from torch import nn
 
 from inception_v4 import accelerator
 from inception_v4.accelerator import DeviceError, environment_report, select
-from inception_v4.optim import RMSpropTF
+from inception_v4.training.optim import RMSpropTF
 
 accelerator.prepare_environment("npu")
 npu = select("npu")

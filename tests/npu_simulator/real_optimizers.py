@@ -28,7 +28,7 @@ from torch import nn  # noqa: E402
 sys.path.append(str(Path(__file__).parent.parent))
 from live import enliven  # noqa: E402
 
-from inception_v4.optim import RMSpropTF as OwnRMSpropTF  # noqa: E402
+from inception_v4.training.optim import RMSpropTF as OwnRMSpropTF  # noqa: E402
 
 REAL = Path(os.environ["TORCH_NPU_WHEEL"]) / "torch_npu"
 

@@ -12,8 +12,8 @@ from inception_v4.accelerator import prepare_environment
 prepare_environment("npu")
 
 from inception_v4 import train  # noqa: E402
-from inception_v4.checkpoint import save_checkpoint  # noqa: E402
 from inception_v4.cli import main  # noqa: E402
+from inception_v4.training.checkpoint import save_checkpoint  # noqa: E402
 
 
 def slowly(*arguments: Any, **options: Any) -> Path:

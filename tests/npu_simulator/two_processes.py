@@ -21,7 +21,7 @@ from live import enliven  # noqa: E402
 from torch import nn  # noqa: E402
 
 from inception_v4.distributed import World, session, share_gradients, synchronise_batch_norm  # noqa: E402
-from inception_v4.optim import RMSpropTF  # noqa: E402
+from inception_v4.training.optim import RMSpropTF  # noqa: E402
 
 LATE = 1.5 * float(os.environ["HCCL_EXEC_TIMEOUT"])
 """Seconds: longer than HCCL waits in an operation."""

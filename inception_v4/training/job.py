@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from inception_v4.accelerator import Accelerator, DeviceError
-from inception_v4.checkpoint import CheckpointError, atomic_write, find_resume
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import EvalLoader, TrainLoader
 from inception_v4.data.sources import Source, open_source
@@ -21,12 +20,13 @@ from inception_v4.inference.evaluate import Evaluation, Learner, Precision, make
 from inception_v4.inference.factory import PRETRAINED
 from inception_v4.inference.metrics import Throughput
 from inception_v4.network.model import InceptionV4
-from inception_v4.optim import Ema, NoEma, build_optimizer, canonical_name
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.runlog import RunLog, SilentLog, say
-from inception_v4.schedule import LearningRate
 from inception_v4.settings.recipes import to_yaml
 from inception_v4.settings.schema import Config
+from inception_v4.training.checkpoint import CheckpointError, atomic_write, find_resume
+from inception_v4.training.optim import Ema, NoEma, build_optimizer, canonical_name
+from inception_v4.training.runlog import RunLog, SilentLog, say
+from inception_v4.training.schedule import LearningRate
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
 
 

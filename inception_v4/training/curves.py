@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inception_v4.checkpoint import atomic_write
-from inception_v4.runlog import METRICS, read_records
+from inception_v4.training.checkpoint import atomic_write
+from inception_v4.training.runlog import METRICS, read_records
 
 
 def draw_curves(folder: Path, *, title: str = "") -> Path | None:

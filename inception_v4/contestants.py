@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inception_v4.accelerator import Accelerator
-from inception_v4.export_formats import FORMATS, Plan, Target
+from inception_v4.export.formats import FORMATS, Plan, Target
+from inception_v4.export.quantization import quantize
 from inception_v4.inference.network import Signature
 from inception_v4.inference.sessions import require
 from inception_v4.network.fusion import fuse
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.quantization import quantize
 from inception_v4.training.optim import RMSpropTF
 from inception_v4.weights import WeightsInfo
 

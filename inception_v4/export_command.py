@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment, select
-from inception_v4.ascend_om import PRECISION_MODES
 from inception_v4.cli import CONTEXT
+from inception_v4.export.om import PRECISION_MODES
 from inception_v4.settings.dialects import MODELZOO
 from inception_v4.settings.dialects.exporting import translate_export
 from inception_v4.settings.recipes import read_recipe
@@ -68,7 +68,7 @@ def export(source: str | None, output: str | None, dry_run: bool, **options: Any
         click.echo(notice, err=True)
     if source is None or output is None:
         raise click.UsageError("give the WEIGHTS and --output FILE")
-    from inception_v4 import export as module
+    from inception_v4.export import exporting as module
 
     target = _target(options)
     if dry_run:
@@ -98,8 +98,8 @@ def _modelzoo(
 
 
 def _target(options: dict[str, Any]) -> Any:
-    from inception_v4.ascend_om import OmTarget
-    from inception_v4.export import Target
+    from inception_v4.export.exporting import Target
+    from inception_v4.export.om import OmTarget
 
     om = None
     if not options["soc_version"] and (options["aipp"] or options["precision_mode"]):

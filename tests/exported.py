@@ -16,7 +16,7 @@ from torch import Tensor
 from inception_v4.data.augment import DeviceTransform, eval_transform
 from inception_v4.data.pictures import decode_picture
 from inception_v4.data.shapes import draw_shape
-from inception_v4.export import Target, export_model
+from inception_v4.export.exporting import Target, export_model
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsInfo, save_weights

@@ -12,9 +12,9 @@ import torch
 from exported import HOW, drawn, folder, onnx_file, weights_file
 from test_export import quick_onnx, run
 
-from inception_v4.ascend_om import OmTarget, aipp_config
 from inception_v4.data.augment import DeviceTransform
-from inception_v4.export import Target, intention
+from inception_v4.export.exporting import Target, intention
+from inception_v4.export.om import OmTarget, aipp_config
 from inception_v4.preprocessing import INCEPTION_MEAN, Preprocessing
 
 __all__ = ["folder", "quick_onnx"]

@@ -15,17 +15,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inception_v4 import mindir
 from inception_v4.accelerator import select
-from inception_v4.ascend_om import AtcError, OmTarget, aipp_config, atc_command, run_atc
 from inception_v4.data.augment import DeviceTransform, eval_transform
 from inception_v4.data.pictures import read_picture
 from inception_v4.data.shapes import KINDS, draw_shape
+from inception_v4.export import mindir
+from inception_v4.export.om import AtcError, OmTarget, aipp_config, atc_command, run_atc
+from inception_v4.export.quantization import draw_pictures, quantize
 from inception_v4.inference.network import PixelTransform, Signature, describe
 from inception_v4.inference.sessions import METADATA_KEY, RUNTIMES, require
 from inception_v4.network.fusion import fuse
 from inception_v4.network.model import InceptionV4
-from inception_v4.quantization import draw_pictures, quantize
 from inception_v4.weights import Weights, WeightsInfo
 
 INPUT, OUTPUT = "image", "logits"

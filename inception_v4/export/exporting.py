@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.data.augment import DeviceTransform
-from inception_v4.export_formats import (
+from inception_v4.export.formats import (
     FORMATS,
     OPSETS,
     ExportError,

@@ -84,7 +84,7 @@ def benchmark(suite: str, device: str, data: str | None, **options: Any) -> int:
       inception-v4 benchmark --data /imagenet/train                can the loader feed the device?
     """
     prepare_environment(device)
-    from inception_v4 import benchmark as module
+    from inception_v4.benchmark import measure as module
 
     if data is not None:
         return _measure_data(data, device, options)
@@ -102,8 +102,8 @@ def _say(line: str) -> None:
 
 def _groups(suite: str, options: dict[str, Any]) -> list[Any]:
     """The groups of a suite, narrowed by the options."""
-    from inception_v4.benchmark import Group, chosen
-    from inception_v4.contestants import FORMS
+    from inception_v4.benchmark.contestants import FORMS
+    from inception_v4.benchmark.measure import Group, chosen
 
     for name in options["form"]:
         if name not in FORMS:
@@ -200,9 +200,9 @@ LOADER_HEADER = ("loader", "images/s", "least", "most", "x timm")
 
 def _measure_data(folder: str, device: str, options: dict[str, Any]) -> int:
     """The loader on a folder of pictures, and whether it keeps up with training on the device."""
-    from inception_v4 import benchmark as module
     from inception_v4.accelerator import select
-    from inception_v4.bench_data import measure_loaders
+    from inception_v4.benchmark import measure as module
+    from inception_v4.benchmark.loaders import measure_loaders
     from inception_v4.settings.schema import Augmentation, Data
 
     accelerator = select(device)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from photos import class_folders
 
-from inception_v4 import bench_data
 from inception_v4.accelerator import select
-from inception_v4.bench_data import measure_loaders
+from inception_v4.benchmark import loaders as bench_data
+from inception_v4.benchmark.loaders import measure_loaders
 from inception_v4.settings.schema import Augmentation, Data
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from inception_v4 import __version__
 from inception_v4.accelerator import Accelerator, select
 from inception_v4.accelerator.npu import installed
-from inception_v4.contestants import DTYPES, FORMS, Entry, Pass, Setup
+from inception_v4.benchmark.contestants import DTYPES, FORMS, Entry, Pass, Setup
 from inception_v4.network.model import InceptionV4
 
 

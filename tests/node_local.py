@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from inception_v4.cli import main
+from inception_v4.cli.main import main
 
 if __name__ == "__main__":
     folder = Path(f"node{os.environ['RANK']}")

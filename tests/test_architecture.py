@@ -106,7 +106,7 @@ def test_importing_the_package_or_the_command_line_does_not_import_torch() -> No
     import sys
 
     code = (
-        "import sys, inception_v4, inception_v4.cli, inception_v4.commands, inception_v4.settings.recipes; "
+        "import sys, inception_v4, inception_v4.cli.main, inception_v4.cli.commands, inception_v4.settings.recipes; "
         "print([m for m in ('torch', 'timm', 'numpy', 'matplotlib') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
@@ -162,7 +162,7 @@ def test_the_readmes_commands_exist(words: list[str]) -> None:
     """Each is parsed by the real command line: unknown commands, flags and recipes fail."""
     from click.testing import CliRunner
 
-    from inception_v4.cli import cli
+    from inception_v4.cli.main import cli
     from inception_v4.settings.recipes import find_recipe
 
     command = cli.get_command(None, words[0])  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from inception_v4.benchmark import contestants
 from inception_v4.benchmark import measure as benchmark
 from inception_v4.benchmark.contestants import FORMS, Entry, Form, Setup
 from inception_v4.benchmark.measure import Group, Options, Row, chosen, flops_per_image, measure
-from inception_v4.benchmark_command import SUITES, _verdict, tables, to_markdown
+from inception_v4.cli.benchmark import SUITES, _verdict, tables, to_markdown
 from inception_v4.data.shapes import draw_shape
 from inception_v4.inference.sessions import RuntimeUnavailable
 

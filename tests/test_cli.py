@@ -16,7 +16,7 @@ import pytest
 import torch
 from running import TINY, as_flags, environment
 
-from inception_v4.cli import run as run_command
+from inception_v4.cli.main import run as run_command
 from inception_v4.data.shapes import draw_shape
 
 

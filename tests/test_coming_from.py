@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inception_v4.cli import run
+from inception_v4.cli.main import run
 from inception_v4.settings.dialects import DIALECTS, table
 from inception_v4.settings.recipes import build_config
 

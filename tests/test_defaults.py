@@ -9,7 +9,7 @@ import pytest
 import torch
 from photos import class_folders
 
-from inception_v4 import cli
+from inception_v4.cli import main as cli
 from inception_v4.data.loader import TrainLoader
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from inception_v4.cli import run
+from inception_v4.cli.main import run
 from inception_v4.settings.dialects import DIALECTS, FLAGS, DialectError, recognise, translate
 from inception_v4.settings.recipes import ConfigError, load_config
 from inception_v4.settings.schema import Config

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from exported import CLASSES, HOW, drawn, exported, folder, logits, onnx_file, weights_file
 from running import ROOT
 
-from inception_v4 import cli
+from inception_v4.cli import main as cli
+from inception_v4.cli.export import FORMATS
 from inception_v4.export import exporting as export
 from inception_v4.export import formats as export_formats
 from inception_v4.export import mindir
 from inception_v4.export.exporting import ExportError, Target, compare, export_model
-from inception_v4.export_command import FORMATS
 from inception_v4.inference.network import accelerator_for, open_network
 from inception_v4.network.model import InceptionV4
 from inception_v4.weights import WeightsInfo, read_weights, save_weights

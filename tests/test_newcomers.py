@@ -11,7 +11,7 @@ import yaml
 from exported import CLASSES, folder, weights_file
 from photos import class_folders
 
-from inception_v4.cli import run
+from inception_v4.cli.main import run
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
 from inception_v4.inference import predict

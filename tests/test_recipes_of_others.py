@@ -11,7 +11,7 @@ import yaml
 from photos import class_folders
 from test_cifar import _binary
 
-from inception_v4.cli import run
+from inception_v4.cli.main import run
 from inception_v4.settings.dialects import translate
 from inception_v4.settings.schema import Config
 from inception_v4.settings.schema import Run as RunSettings

@@ -13,7 +13,7 @@ import pytest
 from photos import class_folders
 from running import ROOT, environment, tiny
 
-from inception_v4.cli import run
+from inception_v4.cli.main import run
 from inception_v4.data.sources import ArraySource
 from inception_v4.inference.data_record import KEY, record, validation_data
 from inception_v4.inference.validate import match_labels

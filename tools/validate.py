@@ -2,7 +2,7 @@
 
 import sys
 
-from inception_v4.cli import main
+from inception_v4.cli.main import main
 
 if __name__ == "__main__":
     main(["validate", *sys.argv[1:]])

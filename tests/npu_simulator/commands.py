@@ -12,7 +12,7 @@ import json
 import sys
 from typing import Any
 
-from inception_v4.cli import run
+from inception_v4.cli.main import run
 
 
 def outcome(words: list[str]) -> dict[str, Any]:

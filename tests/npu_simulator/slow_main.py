@@ -12,7 +12,7 @@ from inception_v4.accelerator import prepare_environment
 prepare_environment("npu")
 
 from inception_v4 import train  # noqa: E402
-from inception_v4.cli import main  # noqa: E402
+from inception_v4.cli.main import main  # noqa: E402
 from inception_v4.training.checkpoint import save_checkpoint  # noqa: E402
 
 

@@ -45,7 +45,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module("inception_v4.commands"), name)
+        command: click.Command = getattr(importlib.import_module("inception_v4.cli.commands"), name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

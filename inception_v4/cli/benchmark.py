@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli import CONTEXT
+from inception_v4.cli.main import CONTEXT
 from inception_v4.tables import print_table
 
 PEERS = ("timm", "onnxruntime", "openvino")

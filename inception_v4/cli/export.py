@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment, select
-from inception_v4.cli import CONTEXT
+from inception_v4.cli.main import CONTEXT
 from inception_v4.export.om import PRECISION_MODES
 from inception_v4.settings.dialects import MODELZOO
 from inception_v4.settings.dialects.exporting import translate_export

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inception_v4.cache import build_once, cache_dir
+from inception_v4.files import build_once, cache_dir
 
 
 def test_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import click
 
 from inception_v4.accelerator import prepare_environment
 from inception_v4.cli.main import CONTEXT
-from inception_v4.tables import print_table
+from inception_v4.console import print_table
 
 PEERS = ("timm", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")

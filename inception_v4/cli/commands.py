@@ -15,10 +15,10 @@ from inception_v4.accelerator import prepare_environment
 from inception_v4.cli.benchmark import benchmark as benchmark
 from inception_v4.cli.export import export as export
 from inception_v4.cli.main import CONTEXT
+from inception_v4.console import print_table
 from inception_v4.settings.dialects import FLAGS, NO_EFFECT, SWITCHES, translate
 from inception_v4.settings.recipes import leaf_fields, load_config, to_yaml
 from inception_v4.settings.schema import Config
-from inception_v4.tables import print_table
 
 VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
 

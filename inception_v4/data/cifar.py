@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from inception_v4.cache import build_once
+from inception_v4.files import build_once
 
 _PIXELS = 3 * 32 * 32
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inception_v4.cache import build_once, cache_dir
 from inception_v4.data import imagenet, shapes
 from inception_v4.data.cifar import CIFAR10, CIFAR100, download, read_cifar
 from inception_v4.data.folders import (
@@ -26,6 +25,7 @@ from inception_v4.data.folders import (
     subfolders,
 )
 from inception_v4.data.pictures import ChooseBox, CorruptImage, decode_box, read_picture
+from inception_v4.files import build_once, cache_dir
 from inception_v4.settings.schema import Data
 
 if TYPE_CHECKING:

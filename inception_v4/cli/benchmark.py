@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli.main import CONTEXT
+from inception_v4.cli.options import CONTEXT
 from inception_v4.console import print_table
 
 PEERS = ("timm", "onnxruntime", "openvino")
@@ -51,7 +51,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
 """What is measured by default, by the name of the suite."""
 
 
-@click.command(context_settings=CONTEXT)
+@click.command("benchmark", context_settings=CONTEXT)
 @click.option("--suite", default="quick", show_default=True, type=click.Choice(list(SUITES)), help="What to measure.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")
 @click.option("--task", type=click.Choice(["infer", "train"]), help="Only this part of the suite.")
@@ -70,7 +70,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(0), help="--data: loader processes.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures as JSON; `-` is stdout.")
 @click.option("--markdown", metavar="FILE", help="Write the tables as Markdown.")
-def benchmark(suite: str, device: str, data: str | None, **options: Any) -> int:
+def command(suite: str, device: str, data: str | None, **options: Any) -> int:
     """Time the network in its forms beside other programs', all in one interleaved run.
 
     Every contestant has the same weights and pictures; the column `difference` compares its output with the first

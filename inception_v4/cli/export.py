@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment, select
-from inception_v4.cli.main import CONTEXT
+from inception_v4.cli.options import CONTEXT
 from inception_v4.export.om import PRECISION_MODES
 from inception_v4.settings.dialects import MODELZOO
 from inception_v4.settings.dialects.exporting import translate_export
@@ -26,7 +26,7 @@ def modelzoo_options(function: Any) -> Any:
     return function
 
 
-@click.command(context_settings=CONTEXT)
+@click.command("export", context_settings=CONTEXT)
 @click.argument("source", metavar="WEIGHTS", required=False)
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by the suffix of FILE.")
 @click.option("-o", "--output", metavar="FILE", help="File to write, whole or not at all.")
@@ -48,7 +48,7 @@ def modelzoo_options(function: Any) -> Any:
 @click.option("--no-check", is_flag=True, help="Do not compare the file with the network in PyTorch.")
 @click.option("-c", "--config", "--config-path", "config_file", hidden=True)
 @modelzoo_options
-def export(source: str | None, output: str | None, dry_run: bool, **options: Any) -> int:
+def command(source: str | None, output: str | None, dry_run: bool, **options: Any) -> int:
     """Write the network for another runtime, and compare it there with PyTorch.
 
     onnx (ONNX Runtime and most others), openvino (.xml), pt2 (torch.export), aoti (compiled for this machine's

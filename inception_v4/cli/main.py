@@ -14,25 +14,23 @@ from collections.abc import Sequence
 import click
 
 from inception_v4 import __version__
+from inception_v4.cli.options import CONTEXT
 
 FAILED, MISUSED = 1, 2
 """Exit codes: the work failed; the command line or a setting is wrong."""
 
-CONTEXT = {
-    "token_normalize_func": lambda name: name.replace("_", "-"),
-    "help_option_names": ["-h", "--help"],
-    "max_content_width": 110,
-}
-
 COMMANDS = {
-    "train": "Train or fine-tune: pictures in, weights, curves and metrics out.",
-    "validate": "Loss, top-1 and top-5 of a weights file on labelled pictures.",
-    "predict": "Name what is on pictures.",
-    "export": "Write the network for ONNX Runtime, OpenVINO, PyTorch, MindSpore or Ascend chips.",
-    "convert": "Carry weights between PyTorch, timm, Cadene, MindCV and the ModelZoo.",
-    "benchmark": "Time the network beside other programs', and the loader.",
-    "env": "Versions, devices and what works here.",
-    "draw": "Draw a new picture of a shape, to try `predict` on.",
+    "train": ("inception_v4.cli.train", "Train or fine-tune: pictures in, weights, curves and metrics out."),
+    "validate": ("inception_v4.cli.validate", "Loss, top-1 and top-5 of a weights file on labelled pictures."),
+    "predict": ("inception_v4.cli.predict", "Name what is on pictures."),
+    "export": (
+        "inception_v4.cli.export",
+        "Write the network for ONNX Runtime, OpenVINO, PyTorch, MindSpore or Ascend chips.",
+    ),
+    "convert": ("inception_v4.cli.convert", "Carry weights between PyTorch, timm, Cadene, MindCV and the ModelZoo."),
+    "benchmark": ("inception_v4.cli.benchmark", "Time the network beside other programs', and the loader."),
+    "env": ("inception_v4.cli.env", "Versions, devices and what works here."),
+    "draw": ("inception_v4.cli.draw", "Draw a new picture of a shape, to try `predict` on."),
 }
 
 
@@ -45,12 +43,12 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module("inception_v4.cli.commands"), name)
+        command: click.Command = importlib.import_module(COMMANDS[name][0]).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(cls=Commands, context_settings=CONTEXT)

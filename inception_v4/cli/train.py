@@ -1,0 +1,50 @@
+"""The `train` subcommand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from inception_v4.accelerator import prepare_environment
+from inception_v4.cli.options import CONTEXT, config_option, dry_run_option, say
+from inception_v4.cli.settings import SettingsCommand, given_settings, resolve, settings
+from inception_v4.settings.dialects import translate
+from inception_v4.settings.recipes import to_yaml
+
+
+@click.command("train", cls=SettingsCommand, context_settings=CONTEXT)
+@config_option
+@dry_run_option
+@settings()
+def command(config_file: str | None, dry_run: bool, **options: Any) -> None:
+    """Train or fine-tune.
+
+    Without a recipe and data: the `quickstart` on drawn pictures. With --data-dir and no recipe: settings chosen for
+    the data and the device, said with their reasons; flags win over them. Shipped recipes: quickstart, finetune,
+    cifar10_finetune, imagenet_rmsprop, imagenet_momentum_mindcv. Add --smoke to try any of them in a minute.
+
+    \b
+      inception-v4 train --data-dir photos/ --pretrained --epochs 10
+      inception-v4 train -c cifar10_finetune --data-dir data/ --dataset-download
+      torchrun --nproc-per-node 8 -m inception_v4 train -c imagenet_rmsprop --data-dir /imagenet
+
+    A stopped run (exit code 75 after SIGTERM or Ctrl-C) goes on with --resume auto --output-dir ITS_FOLDER.
+    """
+    given = translate(given_settings(options))[0] if config_file is None else {}
+    own_data = bool(given.get("data_dir")) or given.get("dataset") not in (None, "shapes")
+    config = resolve(config_file or ("finetune" if own_data else "quickstart"), options)
+    chosen_for_data = own_data and not config.run.smoke
+    if dry_run:
+        if chosen_for_data:
+            say(["a run chooses its size, batch, schedule and the like for the data and the device, and says so"])
+        click.echo(to_yaml(config), nl=False)
+        return
+    prepare_environment(config.run.device)
+    from inception_v4.training.train import suit_data
+    from inception_v4.training.train import train as run
+
+    if chosen_for_data:
+        config, reasons = suit_data(config, given)
+        say(reasons)
+    run(config)

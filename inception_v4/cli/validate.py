@@ -1,0 +1,99 @@
+"""The `validate` subcommand."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import Any
+
+import click
+
+from inception_v4.accelerator import prepare_environment
+from inception_v4.cli.options import CONTEXT, config_option, dry_run_option, json_option, runtime_option, say
+from inception_v4.cli.settings import SettingsCommand, given_settings, resolve, settings
+from inception_v4.console import print_table
+from inception_v4.settings.dialects import NO_EFFECT
+from inception_v4.settings.recipes import to_yaml
+
+VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
+
+
+@click.command("validate", cls=SettingsCommand, context_settings=CONTEXT)
+@config_option
+@dry_run_option
+@json_option
+@click.option("--per-class", is_flag=True, help="Also a table of the classes, worst first.")
+@runtime_option
+@click.option("--from-outputs", metavar="FOLDER", help="Score outputs that another machine computed: one .bin, .npy or "
+              ".txt file for each picture.")  # fmt: skip
+@click.option("--labels", metavar="FILE", help="With --from-outputs: lines `picture label`, or JSON.")
+@settings(*VALIDATION_SECTIONS)
+def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bool, **options: Any) -> None:
+    """Validate weights or an exported file on labelled pictures: a folder per class, CIFAR, ImageNet.
+
+    The file says how its pictures are resized, cropped and normalised, and which they were in its run; flags win.
+
+    \b
+      inception-v4 validate --ckpt-path runs/photos/best.safetensors
+      inception-v4 validate --ckpt-path photos.onnx --data-dir photos/
+      inception-v4 validate --pretrained --dataset imagenet --data-dir /imagenet
+      inception-v4 validate --from-outputs result_Files/ --labels labels.txt
+    """
+    runtime = options.pop("runtime")
+    outputs, labels = _outputs(options)
+    if outputs and dry_run:
+        click.echo(f"from_outputs: {outputs}\nlabels: {labels}")
+        return
+    if outputs:
+        from inception_v4.inference.outputs import score_outputs
+
+        idle = [*(["runtime"] if runtime else []), *given_settings(options)]
+        result, remarks = score_outputs(outputs, labels)
+        say([*([f"{', '.join(idle)}{NO_EFFECT}the outputs are scored as they are"] if idle else []), *remarks])
+        _print_validation(result, as_json=as_json, per_class=per_class)
+        return
+    config = resolve(config_file, options)
+    if dry_run:
+        click.echo(to_yaml(config), nl=False)
+        return
+    if config.training.compile:
+        say([f"compile{NO_EFFECT}only training compiles; `export --format aoti` makes a compiled file to validate"])
+    prepare_environment(config.run.device)
+    from inception_v4.inference.validate import validate as run
+
+    result = run(config, runtime=runtime)
+    if os.environ.get("RANK", "0") == "0":
+        _print_validation(result, as_json=as_json, per_class=per_class)
+
+
+def _outputs(options: dict[str, Any]) -> tuple[str | None, str]:
+    """The folder and the labels of `--from-outputs`, taken out of `options`; the ModelZoo's words mean the same."""
+    foreign = {name: options.pop(name, None) for name in ("result_path", "label_file")}
+    outputs = options.pop("from_outputs") or foreign["result_path"]
+    labels = options.pop("labels") or foreign["label_file"]
+    if bool(outputs) != bool(labels):
+        raise click.UsageError("--from-outputs FOLDER and --labels FILE go together: give both")
+    return outputs, labels
+
+
+def _print_validation(result: dict[str, Any], *, as_json: bool, per_class: bool) -> None:
+    if as_json:
+        shown = {k: v for k, v in result.items() if per_class or k != "per_class"}
+        # JSON has no NaN: a loss that is not a number is null.
+        shown |= {k: None for k, v in shown.items() if isinstance(v, float) and not math.isfinite(v)}
+        click.echo(json.dumps(shown))
+        return
+    speed = f", {result['images_per_second']:.1f} images/s" if "images_per_second" in result else ""
+    click.echo(
+        f"loss {result['loss']:.4f}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  "
+        f"({result['samples']} pictures{speed})"
+    )
+    if per_class:
+        print_table(
+            ("class", "pictures", "top-1 %", "top-5 %"),
+            [
+                (row["class"], str(row["samples"]), f"{row['top1']:.1f}", f"{row['top5']:.1f}")
+                for row in sorted(result["per_class"], key=lambda row: row["top1"])
+            ],
+        )

@@ -1,9 +1,12 @@
-"""The user's cache folder, and folders that are either complete or absent."""
+"""Files and folders that are either complete or absent, and the user's cache folder."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -31,3 +34,49 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             build(part)
             part.rename(folder)
     return folder
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary sibling of `path` to write to; it takes the name only when it is complete and on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output` to write into; gone afterwards."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def publish(folder: Path, output: Path) -> list[Path]:
+    """Move the files of `folder` beside `output`, which takes its name last; returns them, `output` first."""
+    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == output.name)
+    placed: list[Path] = []
+    for path in files:
+        with open(path, "rb") as written:
+            os.fsync(written.fileno())
+        placed.insert(0, output.with_name(path.name))
+        os.replace(path, placed[0])
+    return placed
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

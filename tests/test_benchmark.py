@@ -13,7 +13,8 @@ from inception_v4.benchmark import contestants
 from inception_v4.benchmark import measure as benchmark
 from inception_v4.benchmark.contestants import FORMS, Entry, Form, Setup
 from inception_v4.benchmark.measure import Group, Options, Row, chosen, flops_per_image, measure
-from inception_v4.cli.benchmark import SUITES, _verdict, tables, to_markdown
+from inception_v4.benchmark.suites import SUITES
+from inception_v4.benchmark.tables import loader_verdict, tables, to_markdown
 from inception_v4.data.shapes import draw_shape
 from inception_v4.inference.sessions import RuntimeUnavailable
 
@@ -163,8 +164,8 @@ def test_the_loader_is_measured_and_judged(tmp_path) -> None:
 
 
 def test_the_verdict_names_the_workers_that_would_do() -> None:
-    assert "keeps up" in _verdict(200, 100, "bf16", 2)
-    assert "--workers 5 " in _verdict(200, 450, "bf16", 2)
+    assert "keeps up" in loader_verdict(200, 100, "bf16", 2)
+    assert "--workers 5 " in loader_verdict(200, 450, "bf16", 2)
 
 
 @pytest.mark.parametrize(

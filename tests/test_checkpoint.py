@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from inception_v4.distributed import World
+from inception_v4.files import atomic_write
 from inception_v4.training.checkpoint import (
     CheckpointError,
-    atomic_write,
     find_resume,
     list_checkpoints,
     load_checkpoint,

@@ -4,51 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from inception_v4.accelerator import prepare_environment
+from inception_v4.benchmark.suites import PEERS, PRECISIONS, SUITES
+from inception_v4.benchmark.tables import LOADER_HEADER, loader_cells, loader_verdict, tables, to_markdown
 from inception_v4.cli.options import CONTEXT
 from inception_v4.console import print_table
-
-PEERS = ("timm", "onnxruntime", "openvino")
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "int8")
-
-
-class Part(NamedTuple):
-    """A task of a suite: each batch size is a group of contestants."""
-
-    task: str
-    batch_sizes: tuple[int, ...]
-    forms: tuple[str, ...]
-    precisions: tuple[str, ...]
-
-
-_TIMM = ("timm", "timm channels_last", "timm compiled")
-_OURS = ("plain", "fused", "fused compiled")
-
-SUITES: dict[str, tuple[Part, ...]] = {
-    "quick": (Part("infer", (1, 8), ("timm", "timm channels_last", "plain", "fused"), ("fp32", "bf16")),),
-    "cpu": (
-        Part(
-            "infer", (1, 8),
-            (*_TIMM, "onnxruntime", "openvino", *_OURS, "fused in onnxruntime", "fused in openvino"),
-            ("fp32", "bf16", "int8"),
-        ),
-        Part("train", (4,), ("timm", "timm channels_last", "plain"), ("fp32", "bf16")),
-    ),
-    "gpu": (
-        Part(
-            "infer", (32, 128, 512), (*_TIMM, "timm graphs", *_OURS, "fused graphs"), ("fp32", "tf32", "bf16", "fp16")
-        ),
-        Part("train", (32, 128, 256), (*_TIMM, "plain", "plain compiled"), ("tf32", "bf16", "fp16")),
-    ),
-    "memory": (Part("train", (32,), ("plain", "plain checkpointing"), ("bf16",)),),
-}  # fmt: skip
-"""What is measured by default, by the name of the suite."""
 
 
 @click.command("benchmark", context_settings=CONTEXT)
@@ -147,57 +112,6 @@ def _wrote_json_on_stdout(result: dict[str, Any], file: str | None) -> bool:
     return file == "-"
 
 
-HEADER = ("contestant", "precision", "ms", "spread %", "images/s", "x first", "first result s", "TFLOP/s",
-          "memory MB", "of it tensors", "difference")  # fmt: skip
-
-
-def tables(rows: Sequence[dict[str, Any]]) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
-    """A table for each group: header and cells."""
-    groups: dict[tuple[Any, ...], list[Sequence[str]]] = {}
-    for row in rows:
-        groups.setdefault((row["task"], row["batch_size"], row["image_size"]), []).append(_cells(row))
-    return [
-        _without_empty_columns((f"{task}, batch {size}, {side} px", *HEADER[1:]), cells)
-        for (task, size, side), cells in groups.items()
-    ]
-
-
-def _without_empty_columns(
-    header: Sequence[str], rows: list[Sequence[str]]
-) -> tuple[Sequence[str], list[Sequence[str]]]:
-    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
-    return [header[column] for column in kept], [[row[column] for column in kept] for row in rows]
-
-
-def _cells(row: dict[str, Any]) -> Sequence[str]:
-    if row["error"]:
-        return (row["form"], row["precision"], row["error"], *[""] * (len(HEADER) - 3))
-    spread = 100 * (row["high"] - row["low"]) / row["ms"]
-    return (
-        row["form"], row["precision"], f"{row['ms']:.1f}", f"{spread:.1f}", f"{row['images_per_second']:.2f}",
-        _or_blank(row["ratio"], "{:.2f}"), f"{row['first_seconds']:.1f}", f"{row['tflops']:.2f}",
-        _or_blank(row["memory"] and row["memory"] / 1e6, "{:.0f}"),
-        _or_blank(row["tensors"] and row["tensors"] / 1e6, "{:.0f}"), _or_blank(row["difference"], "{:.0e}"),
-    )  # fmt: skip
-
-
-def _or_blank(value: float | None, form: str) -> str:
-    return "" if value is None else form.format(value)
-
-
-def to_markdown(result: dict[str, Any]) -> str:
-    """The environment and the tables, for a document."""
-    known = {name: value for name, value in result["environment"].items() if value is not None}
-    text = "; ".join(f"{name}: {value}" for name, value in known.items()) + "\n"
-    for header, rows in tables(result["rows"]):
-        lines = [header, ["---"] * 2 + ["--:"] * (len(header) - 2), *rows]
-        text += "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return text
-
-
-LOADER_HEADER = ("loader", "images/s", "least", "most", "x timm")
-
-
 def _measure_data(folder: str, device: str, options: dict[str, Any]) -> int:
     """The loader on a folder of pictures, and whether it keeps up with training on the device."""
     from inception_v4.accelerator import select
@@ -223,19 +137,7 @@ def _measure_data(folder: str, device: str, options: dict[str, Any]) -> int:
     result = {"environment": module.environment(accelerator), "loaders": rows, "training_images_per_second": needed}
     if _wrote_json_on_stdout(result, options["json_file"]):
         return 0
-    print_table(LOADER_HEADER, [_loader_cells(row) for row in rows])
+    print_table(LOADER_HEADER, [loader_cells(row) for row in rows])
     if needed:
-        click.echo(_verdict(rows[0]["images_per_second"], needed, precision, options["workers"]))
+        click.echo(loader_verdict(rows[0]["images_per_second"], needed, precision, options["workers"]))
     return 0
-
-
-def _loader_cells(row: dict[str, Any]) -> Sequence[str]:
-    figures = (row["images_per_second"], row["least"], row["most"])
-    return (row["loader"], *(f"{value:.0f}" for value in figures), _or_blank(row.get("ratio"), "{:.2f}"))
-
-
-def _verdict(given: float, needed: float, precision: str, workers: int) -> str:
-    text = f"one device trains {needed:.0f} images/s in {precision}, and {workers} workers load {given:.0f} images/s: "
-    if given >= needed:
-        return text + "the loader keeps up"
-    return text + f"the device waits; --workers {-int(-workers * needed // given)} on as many CPUs would keep up"

@@ -25,7 +25,7 @@ runtime_option = click.option(
 )
 
 
-def say(lines: Sequence[str]) -> None:
+def announce(lines: Sequence[str]) -> None:
     """Lines for the person at the console, from one process only."""
     if os.environ.get("RANK", "0") == "0":
         for line in lines:

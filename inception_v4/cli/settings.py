@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from inception_v4.cli.options import say
+from inception_v4.cli.options import announce
 from inception_v4.settings.dialects import FLAGS, SWITCHES
 from inception_v4.settings.recipes import leaf_fields, load_config
 from inception_v4.settings.schema import Config
@@ -92,5 +92,5 @@ def given_settings(options: dict[str, Any]) -> dict[str, Any]:
 
 def resolve(recipe: str | None, options: dict[str, Any]) -> Config:
     config, notices = load_config(recipe, given_settings(options))
-    say(notices)
+    announce(notices)
     return config

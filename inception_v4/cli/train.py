@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli.options import CONTEXT, config_option, dry_run_option, say
+from inception_v4.cli.options import CONTEXT, announce, config_option, dry_run_option
 from inception_v4.cli.settings import SettingsCommand, given_settings, resolve, settings
 from inception_v4.settings.dialects import translate
 from inception_v4.settings.recipes import to_yaml
@@ -37,7 +37,7 @@ def command(config_file: str | None, dry_run: bool, **options: Any) -> None:
     chosen_for_data = own_data and not config.run.smoke
     if dry_run:
         if chosen_for_data:
-            say(["a run chooses its size, batch, schedule and the like for the data and the device, and says so"])
+            announce(["a run chooses its size, batch, schedule and the like for the data and the device, and says so"])
         click.echo(to_yaml(config), nl=False)
         return
     prepare_environment(config.run.device)
@@ -46,5 +46,5 @@ def command(config_file: str | None, dry_run: bool, **options: Any) -> None:
 
     if chosen_for_data:
         config, reasons = suit_data(config, given)
-        say(reasons)
+        announce(reasons)
     run(config)

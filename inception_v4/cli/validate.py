@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli.options import CONTEXT, config_option, dry_run_option, json_option, runtime_option, say
+from inception_v4.cli.options import CONTEXT, announce, config_option, dry_run_option, json_option, runtime_option
 from inception_v4.cli.settings import SettingsCommand, given_settings, resolve, settings
 from inception_v4.console import print_table
 from inception_v4.settings.dialects import NO_EFFECT
@@ -50,7 +50,7 @@ def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bo
 
         idle = [*(["runtime"] if runtime else []), *given_settings(options)]
         result, remarks = score_outputs(outputs, labels)
-        say([*([f"{', '.join(idle)}{NO_EFFECT}the outputs are scored as they are"] if idle else []), *remarks])
+        announce([*([f"{', '.join(idle)}{NO_EFFECT}the outputs are scored as they are"] if idle else []), *remarks])
         _print_validation(result, as_json=as_json, per_class=per_class)
         return
     config = resolve(config_file, options)

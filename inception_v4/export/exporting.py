@@ -21,9 +21,9 @@ from inception_v4.export.formats import (
     calibration_pictures,
     check_pictures,
 )
+from inception_v4.files import publish, staged
 from inception_v4.inference.factory import class_names_of, open_model
 from inception_v4.inference.network import Signature, in_batches
-from inception_v4.training.checkpoint import publish, staged
 from inception_v4.weights import read_weights
 
 __all__ = ["ExportError", "ExportReport", "Target", "export_model"]

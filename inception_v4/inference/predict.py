@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inception_v4.console import say, track
 from inception_v4.data.augment import eval_transform
 from inception_v4.data.folders import SUFFIXES
 from inception_v4.data.pictures import CorruptImage, read_picture
 from inception_v4.inference.factory import PRETRAINED, class_names_of, create_model, describe_class
 from inception_v4.inference.network import accelerator_for, open_network, recognise
-from inception_v4.training.runlog import say, track
 
 __all__ = ["Prediction", "Predictor", "create_model", "pictures_in"]
 

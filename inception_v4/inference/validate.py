@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from inception_v4.console import say, track
 from inception_v4.data.loader import EvalLoader
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import session
@@ -19,7 +20,6 @@ from inception_v4.inference.metrics import class_table
 from inception_v4.inference.network import accelerator_for, open_network, recognise
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Config, Data
-from inception_v4.training.runlog import say, track
 
 
 def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:

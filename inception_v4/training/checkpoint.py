@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
-import shutil
-import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from inception_v4.files import atomic_write
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World
@@ -27,44 +25,6 @@ _NAME = re.compile(r"step-(\d+)\.pt")
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged or of another kind; one line with the remedy."""
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` to write to; it takes the name only when it is complete and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def staged(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output` to write into; gone afterwards."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-def publish(folder: Path, output: Path) -> list[Path]:
-    """Move the files of `folder` beside `output`, which takes its name last; returns them, `output` first."""
-    files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == output.name)
-    placed: list[Path] = []
-    for path in files:
-        with open(path, "rb") as written:
-            os.fsync(written.fileno())
-        placed.insert(0, output.with_name(path.name))
-        os.replace(path, placed[0])
-    return placed
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
@@ -180,11 +140,3 @@ def _by_process(findings: list[str]) -> str:
     if len(groups) == 1:
         return findings[0]
     return "; ".join(f"process {', '.join(ranks)}: {finding}" for finding, ranks in groups.items())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

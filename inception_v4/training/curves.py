@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inception_v4.training.checkpoint import atomic_write
+from inception_v4.files import atomic_write
 from inception_v4.training.runlog import METRICS, read_records
 
 

@@ -7,18 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Progress and messages go to stderr: stdout is left to results (`--json`)."""
+from inception_v4.console import console, progress_bar, say
 
 METRICS = "metrics.jsonl"
-
-
-def say(message: str) -> None:
-    """A line for the person at the console."""
-    console.print(message, markup=False)
 
 
 class RunLog:
@@ -29,7 +20,7 @@ class RunLog:
         self._forget_after(resumed_at)
         self._file = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 closed by close()
         self._board = _open_board(folder, resumed_at) if tensorboard else None
-        self._progress = _progress_bar() if console.is_terminal else None
+        self._progress = progress_bar() if console.is_terminal else None
         if self._progress:
             self._progress.start()
             self._task = self._progress.add_task("", total=total_steps, completed=resumed_at)
@@ -110,26 +101,6 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
-
-
-def track(items: Any, description: str, total: int | None = None) -> Any:
-    """`items` with a progress bar on a terminal, untouched elsewhere."""
-    if not console.is_terminal:
-        yield from items
-        return
-    with _progress_bar() as progress:
-        yield from progress.track(items, total=total, description=description)
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-    )
 
 
 def _open_board(folder: Path, resumed_at: int) -> Any:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
+from inception_v4.files import publish, staged
 from inception_v4.network.model import InceptionV4
-from inception_v4.training.checkpoint import publish, staged
 from inception_v4.weights import Weights, WeightsError, WeightsInfo, load_weights, read_weights
 from inception_v4.weights.compare import identical, largest_difference
 from inception_v4.weights.loading import Classes, check_fit, fit_background, not_finite

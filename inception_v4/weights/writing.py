@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from inception_v4.training.checkpoint import atomic_write
+from inception_v4.files import atomic_write
 from inception_v4.weights.files import msckpt
 from inception_v4.weights.files.mindspore import from_tensor
 from inception_v4.weights.files.npz import write_npz

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from inception_v4.inference.evaluate import make_criterion
 from inception_v4.settings.schema import Optimizer
 from inception_v4.training.optim import build_optimizer, set_learning_rate
+from inception_v4.training.step import make_criterion
 
 START = [1.764052391052246, 0.40015721321105957, 0.978738009929657, 2.2408931255340576, 1.8675580024719238]
 RATES = [0.4, 0.3, 0.2, 0.1, 0.05, 0.02]

@@ -12,12 +12,13 @@ import torch
 from running import TINY, as_flags, differing, final_state, run_script
 
 from inception_v4.accelerator import select
+from inception_v4.accelerator.precision import Precision
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import EvalLoader
 from inception_v4.data.shapes import KINDS, draw_shape
 from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
-from inception_v4.inference.evaluate import Precision, evaluate
+from inception_v4.inference.evaluate import evaluate
 from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
 from inception_v4.training.checkpoint import save_checkpoint

@@ -20,13 +20,14 @@ from running import TINY, as_flags, command, differing, environment, final_state
 from safetensors import safe_open
 
 from inception_v4.accelerator import DeviceError, select
+from inception_v4.accelerator.precision import Precision
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import Batch
-from inception_v4.inference.evaluate import DivergedError, Learner, Precision, make_criterion, optimizer_step
 from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Augmentation
 from inception_v4.training.checkpoint import CheckpointError
+from inception_v4.training.step import DivergedError, Learner, make_criterion, optimizer_step
 from inception_v4.training.train import INTERRUPTED, train
 
 STATE = ("model", "ema", "optimizer", "step", "best", "ema_updates")

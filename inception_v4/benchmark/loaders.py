@@ -13,10 +13,9 @@ from torch import Tensor
 from inception_v4.accelerator import Accelerator
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.folders import holds_classes
-from inception_v4.data.loader import TrainLoader, worker_count
+from inception_v4.data.loader import TrainLoader, on_device, worker_count
 from inception_v4.data.sources import FolderSource, Source, Subset, existing_folder
 from inception_v4.distributed import World
-from inception_v4.inference.evaluate import on_device
 from inception_v4.settings.schema import Augmentation, Data
 
 STRONG = {"auto_augment": "autoaug", "re_prob": 0.25}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from inception_v4.accelerator import Accelerator
 from inception_v4.data.augment import TrainTransform, draw_erased_box, eval_transform
 from inception_v4.data.order import EpochSampler, Key
 from inception_v4.data.pictures import CorruptImage
@@ -273,6 +274,20 @@ def _batches(batches: Iterator[Batch | Exception], skipped: list[str]) -> Iterat
             raise batch
         skipped += batch.skipped
         yield batch
+
+
+def on_device(batches: Iterable[Any], accelerator: Accelerator) -> Iterator[Any]:
+    """The batches on the device, each copied on a side stream while the one before is being computed."""
+    copier = accelerator.copy_stream()
+    ahead = None
+    for batch in batches:
+        with copier:
+            upcoming = batch.to(accelerator.device, non_blocking=True)
+        if ahead is not None:
+            yield copier.ready(ahead)
+        ahead = upcoming
+    if ahead is not None:
+        yield copier.ready(ahead)
 
 
 def worker_count(wanted: int | None, world: World) -> int:

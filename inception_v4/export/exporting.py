@@ -22,9 +22,10 @@ from inception_v4.export.formats import (
     check_pictures,
 )
 from inception_v4.files import publish, staged
-from inception_v4.inference.factory import class_names_of, open_model
+from inception_v4.inference.factory import open_model
 from inception_v4.inference.network import Signature, in_batches
 from inception_v4.weights import read_weights
+from inception_v4.weights.class_names import class_names_of
 
 __all__ = ["ExportError", "ExportReport", "Target", "export_model"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from inception_v4.accelerator import Accelerator, select
+from inception_v4.accelerator.precision import Precision
 from inception_v4.data.augment import DeviceTransform
-from inception_v4.inference.evaluate import Precision
 from inception_v4.inference.factory import open_model
 from inception_v4.inference.sessions import RUNTIMES, ExportedFileError, Session
 from inception_v4.network.fusion import fuse

@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from inception_v4.accelerator import select
+from inception_v4.accelerator.precision import Precision
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import Batch
 from inception_v4.distributed import World
-from inception_v4.inference.evaluate import Precision, evaluate
-from inception_v4.inference.factory import class_names_of
+from inception_v4.inference.evaluate import evaluate
 from inception_v4.inference.metrics import class_table
 from inception_v4.inference.validate import suspicions
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsInfo
+from inception_v4.weights.class_names import class_names_of
 
 READERS: dict[str, Callable[[Path], np.ndarray]] = {
     ".bin": lambda path: np.frombuffer(path.read_bytes(), "<f4"),

@@ -17,8 +17,9 @@ from inception_v4.console import say, track
 from inception_v4.data.augment import eval_transform
 from inception_v4.data.folders import SUFFIXES
 from inception_v4.data.pictures import CorruptImage, read_picture
-from inception_v4.inference.factory import PRETRAINED, class_names_of, create_model, describe_class
+from inception_v4.inference.factory import PRETRAINED, create_model
 from inception_v4.inference.network import accelerator_for, open_network, recognise
+from inception_v4.weights.class_names import class_names_of, describe_class
 
 __all__ = ["Prediction", "Predictor", "create_model", "pictures_in"]
 

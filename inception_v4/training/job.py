@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inception_v4.accelerator import Accelerator, DeviceError
+from inception_v4.accelerator.precision import Precision
 from inception_v4.console import say
 from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import EvalLoader, TrainLoader
@@ -18,9 +19,8 @@ from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World, average_buffers, share_gradients, synchronise_batch_norm
 from inception_v4.files import atomic_write
 from inception_v4.inference.data_record import KEY, record
-from inception_v4.inference.evaluate import Evaluation, Learner, Precision, make_criterion
+from inception_v4.inference.evaluate import Evaluation
 from inception_v4.inference.factory import PRETRAINED
-from inception_v4.inference.metrics import Throughput
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.recipes import to_yaml
@@ -29,6 +29,8 @@ from inception_v4.training.checkpoint import CheckpointError, find_resume
 from inception_v4.training.optim import Ema, NoEma, build_optimizer, canonical_name
 from inception_v4.training.runlog import RunLog, SilentLog
 from inception_v4.training.schedule import LearningRate
+from inception_v4.training.step import Learner, make_criterion
+from inception_v4.training.throughput import Throughput
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from inception_v4.accelerator import select
+from inception_v4.accelerator.precision import Precision
 from inception_v4.data.sources import open_source
 from inception_v4.distributed import World, session
 from inception_v4.inference.evaluate import Evaluation, Precision, evaluate, require_finite, train_one_epoch
@@ -21,6 +22,7 @@ from inception_v4.settings.schema import OPTIMIZER_NUMBERS, Config, Run
 from inception_v4.training.checkpoint import save_checkpoint
 from inception_v4.training.curves import draw_curves
 from inception_v4.training.job import Job, capture, prepare, share_statistics, weights_info
+from inception_v4.training.step import require_finite, train_one_epoch
 from inception_v4.weights import save_weights
 
 INTERRUPTED = 75

@@ -1,0 +1,146 @@
+"""One epoch of training: forward, loss, backward, update. Knows tensors and batches; no files, no settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from inception_v4.accelerator.precision import Precision
+from inception_v4.data.augment import DeviceTransform
+from inception_v4.data.loader import on_device
+from inception_v4.training.optim import Ema, NoEma, clip_gradients, set_learning_rate
+from inception_v4.training.schedule import LearningRate
+
+
+class DivergedError(RuntimeError):
+    """The loss or a weight is no longer a finite number."""
+
+
+@dataclass
+class Learner:
+    """Everything that an optimizer step reads or changes."""
+
+    model: nn.Module  # the network itself: canonical names
+    compute: nn.Module  # what is called: the network, compiled or wrapped for several processes
+    optimizer: torch.optim.Optimizer
+    scaler: Any
+    rate: LearningRate
+    criterion: Callable[[Tensor, Tensor], Tensor]
+    transform: DeviceTransform
+    precision: Precision
+    ema: Ema | NoEma = field(default_factory=NoEma)
+    accum_steps: int = 1
+    clip_grad: float | None = None
+    seed: int = 0
+    rank: int = 0
+    step: int = 0  # optimizer steps done
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The network and, where it is kept, its average: by the prefix of their figures in a record."""
+        return {"": self.model} | ({} if self.ema.module is None else {"ema_": self.ema.module})
+
+
+def make_criterion(loss: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Mean loss over a batch of logits [B, K] and targets int64 [B] or float [B, K].
+
+    Smoothing spreads `label_smoothing` evenly over all K classes, on mixed targets too (as MindCV does).
+    """
+    if loss == "ce":
+        return lambda logits, targets: F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+
+    def binary(logits: Tensor, targets: Tensor) -> Tensor:
+        classes = logits.shape[1]
+        soft = F.one_hot(targets, classes).to(logits.dtype) if targets.ndim == 1 else targets
+        return F.binary_cross_entropy_with_logits(logits, soft * (1 - label_smoothing) + label_smoothing / classes)
+
+    return binary
+
+
+def mix_seeds(*parts: int) -> int:
+    """One 63-bit seed from several small integers; distinct inputs give unrelated seeds (splitmix64)."""
+    state = 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state >> 1
+
+
+def train_one_epoch(
+    learner: Learner, batches: Iterable[Any], *, epoch: int, after_step: Callable[[Tensor, int], bool]
+) -> bool:
+    """Optimizer steps over `batches`, `accum_steps` of them per step; a shorter last group is averaged rightly.
+
+    `after_step(loss, images)` gets the step's mean loss (on the device, not synchronised) and its number of images
+    in this process; when it returns True the epoch ends early.
+
+    Returns:
+        Whether the epoch ran to its end.
+    """
+    learner.compute.train()
+    stream = on_device(batches, learner.precision.accelerator)
+    while group := list(islice(stream, learner.accum_steps)):
+        loss = optimizer_step(learner, group, epoch=epoch)
+        if after_step(loss, sum(len(batch.labels) for batch in group)):
+            return False
+    return True
+
+
+def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
+    """One update from the gradients of a group of batches; returns the mean loss, on the device."""
+    accelerator = learner.precision.accelerator
+    # Dropout and mixing of step s are a function of (seed, rank, s): a resumed run repeats them.
+    accelerator.seed(mix_seeds(learner.seed, learner.rank, learner.step))
+    set_learning_rate(learner.optimizer, learner.rate(learner.step))
+    images = sum(len(batch.labels) for batch in group)
+    total = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(group):
+        seed = mix_seeds(learner.seed, learner.rank, learner.step, number, epoch)
+        # Only the last batch's backward pass exchanges gradients.
+        compute = learner.compute
+        waits: AbstractContextManager[None] = nullcontext()
+        if number < len(group) - 1 and isinstance(compute, DistributedDataParallel):
+            waits = compute.no_sync()
+        with waits:
+            inputs, targets = learner.transform.train(batch, seed)
+            with learner.precision.autocast():
+                logits = learner.compute(inputs)
+            loss = learner.criterion(logits.float(), targets) * (len(batch.labels) / images)
+            learner.scaler.scale(loss).backward()
+        total += loss.detach()
+    learner.scaler.unscale_(learner.optimizer)
+    clip_gradients(learner.model.parameters(), learner.clip_grad)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.optimizer.zero_grad()  # to None, but for fused optimizers, which own the memory of the gradients
+    learner.ema.update(learner.model)
+    learner.step += 1
+    return total
+
+
+@torch.no_grad()
+def require_finite(loss: Tensor | float, model: nn.Module, *, step: int) -> None:
+    """Raise `DivergedError` when the loss or any parameter is NaN or infinite."""
+    value = float(loss)
+    if not math.isfinite(value):
+        what = f"the loss is {value}"
+    else:
+        norms = torch.stack(torch._foreach_norm(list(model.parameters()), float("inf")))
+        if bool(torch.isfinite(norms).all()):
+            return
+        what = "a weight is not finite"
+    raise DivergedError(
+        f"{what} at step {step}: lower --lr, add --warmup-epochs or --clip-grad, or use --amp off or bf16; "
+        "the last checkpoint is from before"
+    )

@@ -12,13 +12,13 @@ from inception_v4.accelerator import select
 from inception_v4.benchmark import contestants
 from inception_v4.benchmark import measure as benchmark
 from inception_v4.benchmark.contestants import FORMS, Entry, Form, Setup
-from inception_v4.benchmark.measure import Group, Options, Row, chosen, flops_per_image, measure
+from inception_v4.benchmark.measure import Group, Row, Timing, chosen, flops_per_image, measure
 from inception_v4.benchmark.suites import SUITES
 from inception_v4.benchmark.tables import loader_verdict, tables, to_markdown
 from inception_v4.data.shapes import draw_shape
 from inception_v4.inference.sessions import RuntimeUnavailable
 
-FAST = Options(repeats=2, seconds=0.0)
+FAST = Timing(repeats=2, seconds=0.0)
 
 
 def group(*entries: Entry, task: str = "infer", batch_size: int = 2) -> Group:
@@ -83,7 +83,7 @@ def test_rounds_are_interleaved_in_rotating_order(monkeypatch: pytest.MonkeyPatc
 
     for name in "abc":
         monkeypatch.setitem(FORMS, name, Form(("infer",), ("fp32",), build(name)))
-    measure(group(*(Entry(name, "fp32") for name in "abc")), select("cpu"), Options(repeats=3, seconds=1e-9))
+    measure(group(*(Entry(name, "fp32") for name in "abc")), select("cpu"), Timing(repeats=3, seconds=1e-9))
     turns = calls[9:]  # three passes of each to warm up, then two calls to a turn
     assert turns == list("aabbcc" + "bbccaa" + "ccaabb")
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from inception_v4.cli.main import run
-from inception_v4.settings.dialects import DIALECTS, table
+from inception_v4.settings.dialects import DIALECTS, settings_table
 from inception_v4.settings.recipes import build_config
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "coming-from.md"
@@ -99,5 +99,5 @@ def test_a_wrong_line_would_be_noticed(capsys: pytest.CaptureFixture[str]) -> No
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_tables_of_settings_are_up_to_date(name: str) -> None:
-    text = table(DIALECTS[name])
-    assert text in DOCUMENT.read_text(), f"replace the table of {name} by settings.dialects.table's"
+    text = settings_table(DIALECTS[name])
+    assert text in DOCUMENT.read_text(), f"replace the table of {name} by dialects.settings_table's"

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from inception_v4.cli.main import run
-from inception_v4.settings.dialects import DIALECTS, FLAGS, DialectError, recognise, translate
+from inception_v4.settings.dialects import DIALECTS, FLAGS, DialectError, dialect_of, translate
 from inception_v4.settings.recipes import ConfigError, load_config
 from inception_v4.settings.schema import Config
 from inception_v4.training.schedule import LearningRate
@@ -198,11 +198,11 @@ def test_an_unknown_name_is_an_error_with_the_nearest_one(tmp_path: Path) -> Non
 
 
 def test_whose_recipe_is_it() -> None:
-    assert recognise({"image_resize": 299, "opt": "momentum"}) is DIALECTS["mindcv"]
-    assert recognise({"lr_max": 0.4, "epoch_size": 3, "amp_level": "O3"}) is DIALECTS["modelzoo"]
-    assert recognise({"sched": "step", "model_ema": True, "opt": "sgd"}) is DIALECTS["timm"]
-    assert recognise({"opt": "momentum", "lr": 0.1}) is None
-    assert recognise({"image_resize": 299, "epochs": 3}) is None, "one of our own names: our recipe with an alias"
+    assert dialect_of({"image_resize": 299, "opt": "momentum"}) is DIALECTS["mindcv"]
+    assert dialect_of({"lr_max": 0.4, "epoch_size": 3, "amp_level": "O3"}) is DIALECTS["modelzoo"]
+    assert dialect_of({"sched": "step", "model_ema": True, "opt": "sgd"}) is DIALECTS["timm"]
+    assert dialect_of({"opt": "momentum", "lr": 0.1}) is None
+    assert dialect_of({"image_resize": 299, "epochs": 3}) is None, "one of our own names: our recipe with an alias"
     settings, notices = translate({}, {"image_resize": 224, "epochs": 3})
     assert settings == {"image_size": 224, "epochs": 3}
     assert notices == [

@@ -14,7 +14,7 @@ from inception_v4.data.shapes import draw_shape
 from inception_v4.export.exporting import ExportError, Target, compare_rounded, export_model
 from inception_v4.export.formats import calibration_pictures
 from inception_v4.export.quantization import draw_pictures
-from inception_v4.inference.network import accelerator_for, open_network, recognise
+from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.weights import read_weights
 
 __all__ = ["folder"]
@@ -47,7 +47,7 @@ def test_an_8_bit_file_is_small_and_says_nearly_what_the_network_says(folder: Pa
     weights = path if name.endswith(".onnx") else path.with_suffix(".bin")
     assert weights.stat().st_size < 0.3 * onnx_file(folder).stat().st_size
     assert not list(folder.glob(".*")), "nothing is left beside it"
-    runtime = recognise(str(path), None)
+    runtime = runtime_for(str(path), None)
     network = open_network(str(path), accelerator_for(runtime, "cpu"), runtime=runtime, device="cpu")
     assert network.info.class_names == CLASSES
     images = drawn(12)

@@ -12,7 +12,7 @@ from exported import CLASSES, HOW, drawn, exported, folder, logits, network, onn
 from photos import class_folders
 from test_export import run
 
-from inception_v4.inference.network import accelerator_for, open_network, recognise
+from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.inference.outputs import OutputsError, read_labels, score_outputs
 from inception_v4.inference.predict import Predictor
 from inception_v4.inference.sessions import RUNTIMES, ExportedFileError, RuntimeUnavailable
@@ -23,7 +23,7 @@ ROUNDING = 1e-4
 
 
 def opened(file: Path, runtime: str | None = None, **options: object):
-    runtime = recognise(str(file), runtime)
+    runtime = runtime_for(str(file), runtime)
     return open_network(str(file), accelerator_for(runtime, "cpu"), runtime=runtime, device="cpu", **options)
 
 
@@ -92,7 +92,7 @@ def test_what_a_file_is_fixed_to_is_said(folder: Path, data: Path, capsys) -> No
 
 def test_files_that_run_elsewhere_are_broken_or_foreign(folder: Path, tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ExportedFileError, match="--from-outputs FOLDER --labels FILE"):
-        recognise("model.om")
+        runtime_for("model.om")
     with pytest.raises(FileNotFoundError, match="does not exist"):
         opened(tmp_path / "none.onnx")
     cut = tmp_path / "cut.onnx"

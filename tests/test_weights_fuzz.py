@@ -35,7 +35,7 @@ def write_legacy(state: dict, path: Path) -> None:
 
 
 def write_ckpt(state: dict, path: Path, crc: bool = False) -> None:
-    msckpt.write(path, {name: from_tensor(tensor) for name, tensor in state.items()} | {"note": "text"}, crc=crc)
+    msckpt.write_msckpt(path, {name: from_tensor(tensor) for name, tensor in state.items()} | {"note": "text"}, crc=crc)
 
 
 WRITERS: dict[str, Callable[[dict, Path], None]] = {

@@ -19,7 +19,7 @@ from inception_v4.weights.files import msckpt
 from inception_v4.weights.files.mindspore import from_tensor
 from inception_v4.weights.layouts import mindcv, modelzoo, tfslim
 from inception_v4.weights.layouts.epsilon import shift_epsilon
-from inception_v4.weights.layouts.registry import recognise
+from inception_v4.weights.layouts.registry import layout_of
 from inception_v4.weights.loading import load_weights
 from inception_v4.weights.names import COUNTER
 from inception_v4.weights.reading import read_weights
@@ -34,7 +34,7 @@ def encoded(layout: str, state: dict, **info) -> dict:
 
 
 def write_ckpt(path: Path, tensors: dict) -> Path:
-    msckpt.write(path, {n: t if isinstance(t, str) else from_tensor(t) for n, t in tensors.items()})
+    msckpt.write_msckpt(path, {n: t if isinstance(t, str) else from_tensor(t) for n, t in tensors.items()})
     return path
 
 
@@ -83,9 +83,9 @@ def test_renaming_layouts_are_bit_exact(tmp_path, layout, dtype):
 def test_names_alone_decide_the_layout():
     for layout in FORMATS:
         expected = "torch" if layout == "cadene" else layout
-        assert recognise(encoded(layout, tiny_state())) == expected
+        assert layout_of(encoded(layout, tiny_state())) == expected
     old = {name.replace("last_linear", "classif") for name in tiny_state()}
-    assert recognise(old) == "cadene"
+    assert layout_of(old) == "cadene"
 
 
 class ModelZoo(nn.Module):

@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from inception_v4.weights.files import msckpt
 from inception_v4.weights.files.mindspore import from_tensor, to_tensor
-from inception_v4.weights.files.msckpt import Checkpoint, CheckpointError, Value
+from inception_v4.weights.files.msckpt import Checkpoint, DamagedCheckpoint, Value
 
 FIXTURES = Path(__file__).parent / "mindspore" / "fixtures"
 
@@ -84,18 +84,18 @@ def test_real_file_is_read_and_written_back_byte_for_byte(tmp_path, name):
     assert torch.equal(to_tensor(values["bfloat16.vector"]), torch.from_numpy(numbers("Float32", (5,))).bfloat16())
     assert values["note"] == "Grüße, 你好"
     assert [values[n].array.item() for n in ("epoch_num", "rate", "flag")] == [3, 0.25, True]
-    msckpt.write(tmp_path / "again.ckpt", values, crc="crc" in name)
+    msckpt.write_msckpt(tmp_path / "again.ckpt", values, crc="crc" in name)
     assert (tmp_path / "again.ckpt").read_bytes() == (FIXTURES / name).read_bytes()
 
 
 @pytest.mark.parametrize("crc", [False, True])
 def test_every_type_and_shape_comes_back_bit_for_bit(tmp_path, crc):
-    msckpt.write(tmp_path / "a.ckpt", sample(), crc=crc)
+    msckpt.write_msckpt(tmp_path / "a.ckpt", sample(), crc=crc)
     assert same(read_all(tmp_path / "a.ckpt"), sample())
 
 
 def test_protobuf_agrees(tmp_path):
-    msckpt.write(tmp_path / "a.ckpt", sample())
+    msckpt.write_msckpt(tmp_path / "a.ckpt", sample())
     message = protobuf_checkpoint()()
     message.ParseFromString((tmp_path / "a.ckpt").read_bytes())
     assert [v.tag for v in message.value] == list(sample())
@@ -109,20 +109,20 @@ def test_protobuf_agrees(tmp_path):
 def test_large_tensors_are_sliced(tmp_path, monkeypatch):
     monkeypatch.setattr(msckpt, "SLICE_BYTES", 64)
     values = {"a": Value("Float32", numbers("Float32", (7, 9))), "b": Value("Int8", numbers("Int8", (3,)))}
-    msckpt.write(tmp_path / "a.ckpt", values, crc=True)
+    msckpt.write_msckpt(tmp_path / "a.ckpt", values, crc=True)
     message = protobuf_checkpoint()()
     message.ParseFromString((tmp_path / "a.ckpt").read_bytes()[:-17])
     assert [v.tag for v in message.value] == ["a"] * 4 + ["b"]
     assert same(read_all(tmp_path / "a.ckpt"), values)
     del message.value[1]
     (tmp_path / "b.ckpt").write_bytes(message.SerializeToString())
-    with pytest.raises(CheckpointError, match=r"'a' has 188 bytes, Float32\[7, 9\] needs 252: a part is missing"):
+    with pytest.raises(DamagedCheckpoint, match=r"'a' has 188 bytes, Float32\[7, 9\] needs 252: a part is missing"):
         Checkpoint(tmp_path / "b.ckpt")
 
 
 def test_no_elements_no_record(tmp_path):
     values = {"a": Value("Float32", np.zeros((0, 3), np.float32)), "b": Value("Int8", numbers("Int8", (3,)))}
-    msckpt.write(tmp_path / "a.ckpt", values)
+    msckpt.write_msckpt(tmp_path / "a.ckpt", values)
     assert list(read_all(tmp_path / "a.ckpt")) == ["b"]
 
 
@@ -143,7 +143,7 @@ def test_other_writers_habits(tmp_path):
     assert file.read("old").array == 7
     assert file.read("turned").array.tolist() == [1, 2]
     assert file.read("new").array.tolist() == [5]
-    with pytest.raises(CheckpointError, match="hash table"):
+    with pytest.raises(DamagedCheckpoint, match="hash table"):
         file.read("table")
 
 
@@ -167,7 +167,7 @@ def test_other_writers_habits(tmp_path):
 )  # fmt: skip
 def test_damage_is_named(tmp_path, content, message):
     (tmp_path / "a.ckpt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(DamagedCheckpoint, match=message):
         Checkpoint(tmp_path / "a.ckpt")
 
 
@@ -175,7 +175,7 @@ def test_crc_finds_a_flipped_bit(tmp_path):
     content = bytearray((FIXTURES / "all_types_crc.ckpt").read_bytes())
     content[1000] ^= 1
     (tmp_path / "a.ckpt").write_bytes(content)
-    with pytest.raises(CheckpointError, match="its CRC is not the one it was saved with"):
+    with pytest.raises(DamagedCheckpoint, match="its CRC is not the one it was saved with"):
         Checkpoint(tmp_path / "a.ckpt")
 
 
@@ -188,7 +188,7 @@ def test_every_truncation_is_an_error_or_ends_at_a_record(tmp_path):
         os.truncate(path, length)
         try:
             held = list(Checkpoint(path).records)
-        except CheckpointError:
+        except DamagedCheckpoint:
             continue
         assert held == names[: len(held)]
         clean += 1

@@ -86,7 +86,7 @@ def onnx_providers(device: str = "auto") -> list[tuple[str, dict[str, str]]]:
 
 def environment_report() -> dict[str, Any]:
     """What `inception-v4 env` prints: versions, devices or why they are absent, and what works, by trying it."""
-    return report.environment_report(ROWS) | {"auto": _best()}
+    return report.collect(ROWS) | {"auto": _best()}
 
 
 def _parse(device: str) -> tuple[str, int | None]:

@@ -15,7 +15,7 @@ INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "avx512_fp16",
 """Those that decide the speed of a CPU in reduced precision."""
 
 
-def environment_report(rows: Mapping[str, type[Accelerator]]) -> dict[str, Any]:
+def collect(rows: Mapping[str, type[Accelerator]]) -> dict[str, Any]:
     """Versions, devices (or why they are absent), precisions, process-group back ends and the CPU."""
     import torch
 

@@ -31,7 +31,7 @@ from inception_v4.weights import WeightsInfo
 
 NUM_CLASSES = 1000
 
-DTYPES = {
+TORCH_TYPES = {
     "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8,
 }  # fmt: skip
 """Precisions by name; tf32 is float32 with shortened products where the device has them (TF32, HF32)."""
@@ -155,7 +155,7 @@ def in_pytorch(
             model.to(setup.accelerator.device).to(memory_format=layout).train()
             compute = _compiled(model, graphs=graphs) if compiled or graphs else model
             return _training_step(setup, model, compute, precision, theirs=network == "timm", layout=layout)
-        dtype = DTYPES[precision]
+        dtype = TORCH_TYPES[precision]
         model = model.to(setup.accelerator.device, dtype).to(memory_format=layout)
         images = setup.images.to(setup.accelerator.device, dtype).contiguous(memory_format=layout)
         compute = _compiled(model, graphs=graphs) if compiled or graphs else model
@@ -186,7 +186,7 @@ def _training_step(
     accelerator = setup.accelerator
     optimizer_class: Any = require("timm.optim").RMSpropTF if theirs else RMSpropTF
     optimizer = optimizer_class(model.parameters(), lr=1e-4, alpha=0.9, eps=1.0, momentum=0.9)
-    dtype = None if DTYPES[precision] is torch.float32 else DTYPES[precision]
+    dtype = None if TORCH_TYPES[precision] is torch.float32 else TORCH_TYPES[precision]
     scaler = accelerator.grad_scaler(dtype, "dynamic")
     images = setup.images.to(accelerator.device).contiguous(memory_format=layout)
     labels = setup.labels.to(accelerator.device)

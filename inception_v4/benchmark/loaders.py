@@ -23,7 +23,7 @@ STRONG = {"auto_augment": "autoaug", "re_prob": 0.25}
 _FEWEST = 1000  # pictures per pass: filling and draining the workers takes as long as some dozens
 _CLASSES = 1000
 
-Pass = Callable[[int], Iterable[Tensor]]
+EpochOf = Callable[[int], Iterable[Tensor]]
 """The batches of an epoch, normalised and on the device."""
 
 
@@ -53,7 +53,7 @@ def measure_loaders(
     source: Source = FolderSource(root)
     copies = -(-_FEWEST // len(source))
     source = Subset(source, list(range(len(source))) * copies)
-    passes: dict[str, Pass] = {
+    passes: dict[str, EpochOf] = {
         "ours": _ours(source, data, augmentation, accelerator),
         "ours + autoaug + erasing": _ours(source, data, augmentation.model_copy(update=STRONG), accelerator),
     }
@@ -93,7 +93,7 @@ def _speed(batches: Iterable[Tensor]) -> float:
     return count / (time.perf_counter() - start)
 
 
-def _ours(source: Source, data: Data, augmentation: Augmentation, accelerator: Accelerator) -> Pass:
+def _ours(source: Source, data: Data, augmentation: Augmentation, accelerator: Accelerator) -> EpochOf:
     loader = TrainLoader(source, data, augmentation, world=World(), seed=0, pin_memory=accelerator.pin_memory)
     layout = accelerator.memory_format(None)
     transform = DeviceTransform(augmentation, num_classes=_CLASSES, memory_format=layout)
@@ -105,7 +105,7 @@ def _ours(source: Source, data: Data, augmentation: Augmentation, accelerator: A
     return batches
 
 
-def _timm(root: Path, data: Data, how: Augmentation, *, accelerator: Accelerator, copies: int) -> Pass:
+def _timm(root: Path, data: Data, how: Augmentation, *, accelerator: Accelerator, copies: int) -> EpochOf:
     """timm's loader: Pillow, uint8 batches, normalised on the device."""
     try:
         from timm.data import ImageDataset, create_loader

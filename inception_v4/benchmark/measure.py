@@ -21,7 +21,7 @@ from torch import Tensor
 from inception_v4 import __version__
 from inception_v4.accelerator import Accelerator, select
 from inception_v4.accelerator.npu import installed
-from inception_v4.benchmark.contestants import DTYPES, FORMS, Entry, Pass, Setup
+from inception_v4.benchmark.contestants import FORMS, TORCH_TYPES, Entry, Pass, Setup
 from inception_v4.network.model import InceptionV4
 
 
@@ -71,7 +71,7 @@ class Row:
     error: str | None = None
 
 
-class Options(NamedTuple):
+class Timing(NamedTuple):
     """How long to measure.
 
     Attributes:
@@ -86,7 +86,7 @@ class Options(NamedTuple):
 
 
 def run_groups(
-    groups: Sequence[Group], device: str, options: Options, say: Callable[[str], None] = lambda line: None
+    groups: Sequence[Group], device: str, options: Timing, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, Any]:
     """Measure every group; the result is plain values: `environment` and `rows`."""
     accelerator = select(device)
@@ -99,7 +99,7 @@ def run_groups(
 
 
 def measure(
-    group: Group, accelerator: Accelerator, options: Options, say: Callable[[str], None] = lambda line: None
+    group: Group, accelerator: Accelerator, options: Timing, say: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
     """One row per contestant of the group; a contestant that cannot run here has an `error`."""
     setup = Setup(accelerator, task=group.task, batch_size=group.batch_size, image_size=group.image_size)
@@ -154,7 +154,7 @@ def _set_mode(accelerator: Accelerator, entry: Entry) -> None:
     accelerator.activate(tf32=entry.precision != "fp32")
 
 
-def _interleave(accelerator: Accelerator, passes: dict[Entry, Pass], options: Options) -> dict[Entry, list[float]]:
+def _interleave(accelerator: Accelerator, passes: dict[Entry, Pass], options: Timing) -> dict[Entry, list[float]]:
     """Seconds per pass, for each round."""
     times: dict[Entry, list[float]] = {entry: [] for entry in passes}
     order = list(passes)
@@ -217,7 +217,7 @@ def matrix_rate(accelerator: Accelerator, precision: str) -> float:
     """TFLOP/s of a square matrix product, the ceiling of everything above."""
     size = 2048 if accelerator.type == "cpu" else 8192
     accelerator.activate(tf32=precision != "fp32")
-    a = torch.randn(size, size, device=accelerator.device).to(DTYPES[precision])
+    a = torch.randn(size, size, device=accelerator.device).to(TORCH_TYPES[precision])
     torch.mm(a, a)
     accelerator.synchronize()
     seconds = min(_turn(accelerator, lambda: torch.mm(a, a), 0.2) for _ in range(5))

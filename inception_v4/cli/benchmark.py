@@ -54,7 +54,7 @@ def command(suite: str, device: str, data: str | None, **options: Any) -> int:
     if data is not None:
         return _measure_data(data, device, options)
     groups = _groups(suite, options)
-    timing = module.Options(repeats=options["repeats"], memory=options["memory"] or suite == "memory")
+    timing = module.Timing(repeats=options["repeats"], memory=options["memory"] or suite == "memory")
     result = module.run_groups(groups, device, timing, _say)
     _deliver(result, options)
     failed = [row for row in result["rows"] if row["error"] and row["form"].split()[0] not in PEERS]
@@ -133,7 +133,7 @@ def _measure_data(folder: str, device: str, options: dict[str, Any]) -> int:
     entry = module.Entry("plain", precision)
     group = module.Group("train", min(batch_size, 4) if accelerator.type == "cpu" else batch_size,
                          options["image_size"], (entry,))  # fmt: skip
-    needed = module.measure(group, accelerator, module.Options(repeats=3))[0].images_per_second
+    needed = module.measure(group, accelerator, module.Timing(repeats=3))[0].images_per_second
     result = {"environment": module.environment(accelerator), "loaders": rows, "training_images_per_second": needed}
     if _wrote_json_on_stdout(result, options["json_file"]):
         return 0

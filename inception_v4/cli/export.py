@@ -14,14 +14,14 @@ from inception_v4.settings.dialects.exporting import translate_export
 from inception_v4.settings.recipes import read_recipe
 
 FORMATS = ("onnx", "openvino", "pt2", "aoti", "mindir", "air", "om")
-SHARED = ("num_classes", "batch_size")
+SAME_AS_OURS = ("num_classes", "batch_size")
 """Options that the ModelZoo has too, with the same meaning."""
 
 
 def modelzoo_options(function: Any) -> Any:
     """Every setting of the ModelZoo as a hidden option, so that its lines can be typed."""
     for name in MODELZOO.rules:
-        if name not in SHARED:
+        if name not in SAME_AS_OURS:
             function = click.option(f"--{name.replace('_', '-')}", name, hidden=True)(function)
     return function
 
@@ -62,7 +62,7 @@ def command(source: str | None, output: str | None, dry_run: bool, **options: An
       inception-v4 export pretrained -o inception_v4.om --soc-version Ascend310P3 --batch-size 4 --aipp
     """
     prepare_environment(options["device"])
-    foreign = {name: options.pop(name) for name in list(options) if name in MODELZOO.rules and name not in SHARED}
+    foreign = {name: options.pop(name) for name in list(options) if name in MODELZOO.rules and name not in SAME_AS_OURS}
     source, output, notices = _modelzoo(source, output, options, foreign)
     for notice in notices:
         click.echo(notice, err=True)

@@ -41,9 +41,9 @@ def command(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any
     source = module.PRETRAINED if options["pretrained"] else options["ckpt_path"]
     if source is None or (options["pretrained"] and options["ckpt_path"]):
         raise click.UsageError(f"give --ckpt-path FILE or --pretrained, one of them{_newest_run()}")
-    from inception_v4.inference.network import accelerator_for, recognise
+    from inception_v4.inference.network import accelerator_for, runtime_for
 
-    accelerator_for(recognise(source, options["runtime"]), options["device"]).activate()
+    accelerator_for(runtime_for(source, options["runtime"]), options["device"]).activate()
     predictor = module.Predictor(
         source, runtime=options["runtime"], device=options["device"], amp=options["amp"],
         batch_size=options["batch_size"], image_size=options["image_size"],

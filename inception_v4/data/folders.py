@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 """Of files taken for pictures, whatever their case."""
 
 
@@ -41,7 +41,9 @@ def picture_files(folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (
-            os.path.join(parent, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+            os.path.join(parent, name)
+            for name in files
+            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
         )
 
 

@@ -17,7 +17,7 @@ Point = tuple[float, float]
 Outline = list[Point]
 Colour = tuple[int, int, int]
 
-VERSION = 2
+SHAPES_VERSION = 2
 """Part of the name of a generated folder: to be raised when the same seed draws another picture."""
 _SUPERSAMPLING = 4
 _DARK, _BETWEEN, _LIGHT = (0, 90), (60, 140), (150, 255)
@@ -132,7 +132,7 @@ def check_request(*, train: int, val: int, classes: int) -> None:
 
 def _draw(kind: str, key: str, size: int) -> Image.Image:
     """A light shape near the middle, a little tilted, on a dark ground with lines and spots between the two."""
-    rng = random.Random(f"{VERSION}/{key}")
+    rng = random.Random(f"{SHAPES_VERSION}/{key}")
     base = _colour(rng, *_DARK)
     canvas = _gradient(rng, size, _near(rng, base, 30), _near(rng, base, 30))
     _distractors(rng, canvas)

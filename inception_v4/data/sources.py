@@ -168,7 +168,7 @@ def _open_shapes(data: Data, split: str, world: World, seed: int) -> Source:
     train, val, classes, size = data.shapes_train, data.shapes_val, data.shapes_classes, data.shapes_size
     shapes.check_request(train=train, val=val, classes=classes)
     base = Path(data.data_dir).expanduser() if data.data_dir else cache_dir()
-    folder = base / f"shapes-v{shapes.VERSION}-{classes}x{size}px-{train}-{val}"
+    folder = base / f"shapes-v{shapes.SHAPES_VERSION}-{classes}x{size}px-{train}-{val}"
     with world.main_first():
         build_once(folder, lambda part: shapes.generate(part, train=train, val=val, classes=classes, size=size))
     return FolderSource(folder / split)

@@ -22,7 +22,7 @@ from inception_v4.data.shapes import KINDS, draw_shape
 from inception_v4.export import mindir
 from inception_v4.export.om import AtcError, OmTarget, aipp_config, atc_command, run_atc
 from inception_v4.export.quantization import draw_pictures, quantize
-from inception_v4.inference.network import PixelTransform, Signature, describe
+from inception_v4.inference.network import PixelTransform, Signature, export_description
 from inception_v4.inference.sessions import METADATA_KEY, RUNTIMES, require
 from inception_v4.network.fusion import fuse
 from inception_v4.network.model import InceptionV4
@@ -89,7 +89,7 @@ class Plan:
         return self.info.preprocessing.image_size
 
     def describe(self) -> str:
-        return describe(self.info, self.signature)
+        return export_description(self.info, self.signature)
 
     def inputs(self, pictures: Tensor) -> Tensor:
         """uint8 [N, C, S, S] as the file takes them."""
@@ -232,7 +232,7 @@ def _write_openvino(plan: Plan, path: Path) -> None:
 
 
 def _write_mindspore(plan: Plan, path: Path, *, file_format: str) -> None:
-    mindir.write(
+    mindir.write_mindir(
         Weights(plan.network.state_dict(), plan.info), path, file_format=file_format, image_size=plan.size,
         batch_size=plan.signature.batch_size,
     )  # fmt: skip
@@ -241,7 +241,7 @@ def _write_mindspore(plan: Plan, path: Path, *, file_format: str) -> None:
 
 def _describe_beside(plan: Plan, path: Path, signature: Signature | None = None) -> None:
     """For formats without room for a description."""
-    text = describe(plan.info, signature or plan.signature)
+    text = export_description(plan.info, signature or plan.signature)
     path.with_name(path.name + ".json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -299,16 +299,16 @@ def _needs_compiler(target: Target) -> None:
         raise ExportError("aoti needs a C++ compiler: install g++, or export pt2")
 
 
-def _session(runtime: str, path: Path, device: str) -> tuple[Run, str]:
+def _session(runtime: str, path: Path, device: str) -> tuple[RunBatch, str]:
     opened = RUNTIMES[runtime].open(path, "cpu" if RUNTIMES[runtime].on_host else device)
     return opened.run, opened.engine
 
 
-def _mindspore(path: Path, device: str) -> tuple[Run, str]:
-    return partial(mindir.run, path), "MindSpore"
+def _mindspore(path: Path, device: str) -> tuple[RunBatch, str]:
+    return partial(mindir.run_mindir, path), "MindSpore"
 
 
-Run = Callable[[Tensor], Tensor]
+RunBatch = Callable[[Tensor], Tensor]
 
 
 class Format(NamedTuple):
@@ -327,7 +327,7 @@ class Format(NamedTuple):
     suffix: str
     needs: Callable[[Target], None]
     write: Callable[[Plan, Path], None]
-    open: Callable[[Path, str], tuple[Run, str]] | None
+    open: Callable[[Path, str], tuple[RunBatch, str]] | None
     takes_pictures: bool = True
     compared: str = ""
     finish: Callable[[Plan, Path], None] = lambda plan, path: None

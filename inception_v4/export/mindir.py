@@ -23,7 +23,7 @@ from inception_v4.weights.writing import write_weights
 INTERPRETER = "INCEPTION_V4_MINDSPORE_PYTHON"
 """Environment variable: the Python that has MindSpore; default: this one."""
 
-SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air"}
+FILE_SUFFIXES = {"MINDIR": ".mindir", "AIR": ".air"}
 _WORKER = Path(__file__).with_name("mindir_worker.py")
 
 
@@ -47,7 +47,7 @@ def check_installed() -> None:
         )
 
 
-def write(weights: Weights, path: Path, *, file_format: str, image_size: int, batch_size: int | None) -> None:
+def write_mindir(weights: Weights, path: Path, *, file_format: str, image_size: int, batch_size: int | None) -> None:
     """Export `weights` to `path`.
 
     Args:
@@ -70,7 +70,7 @@ def write(weights: Weights, path: Path, *, file_format: str, image_size: int, ba
     path.chmod(0o666 & ~_umask())  # MindSpore leaves it to its owner, for reading only
 
 
-def run(path: Path, images: Tensor) -> Tensor:
+def run_mindir(path: Path, images: Tensor) -> Tensor:
     """The outputs of a MindIR file in MindSpore on the CPU, float32."""
     with tempfile.TemporaryDirectory() as folder:
         inputs, outputs = Path(folder) / "images.npy", Path(folder) / "outputs.npy"

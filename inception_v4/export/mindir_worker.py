@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 
-def export(job: dict[str, Any]) -> None:
+def _export(job: dict[str, Any]) -> None:
     """A checkpoint in MindCV's layout to a MindIR or AIR file."""
     import mindspore as ms
     from mindcv.models import create_model
@@ -29,7 +29,7 @@ def export(job: dict[str, Any]) -> None:
     ms.export(network, images, file_name=job["output"], file_format=job["file_format"])
 
 
-def run(job: dict[str, Any]) -> None:
+def _run(job: dict[str, Any]) -> None:
     """The outputs of a MindIR file for an array of images."""
     import mindspore as ms
     import numpy as np
@@ -40,6 +40,6 @@ def run(job: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
-    {"export": export, "run": run}[task["task"]](task)
+    {"export": _export, "run": _run}[task["task"]](task)
     sys.stdout.flush()
     os._exit(0)  # MindSpore's threads may hang or crash at exit

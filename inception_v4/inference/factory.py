@@ -7,9 +7,7 @@ from typing import Any
 
 from inception_v4.network.model import InceptionV4
 from inception_v4.weights import WeightsInfo, load_weights, read_weights
-
-PRETRAINED = "pretrained"
-"""The word for the published ImageNet weights (`timm/inception_v4.tf_in1k`)."""
+from inception_v4.weights.source import PRETRAINED
 
 
 @dataclass

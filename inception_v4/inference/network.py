@@ -1,7 +1,7 @@
 """Networks that are ready to run: weights in PyTorch, or an exported file, alone, in its runtime.
 
-An exported file says itself how its pictures are prepared and what its classes are called (`describe`). Whoever
-validates or predicts opens either kind with `open_network` and need not know which one it is.
+An exported file says itself how its pictures are prepared and what its classes are called (`export_description`).
+Whoever validates or predicts opens either kind with `open_network` and need not know which one it is.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class PixelTransform(DeviceTransform):
 
 
 @dataclass
-class Network:
+class OpenNetwork:
     """A network in evaluation mode, wherever it runs.
 
     Attributes:
@@ -111,12 +111,12 @@ class Network:
             raise ExportedFileError(f"{self.info.source} normalises by itself: leave out mean and std")
 
 
-def describe(info: WeightsInfo, signature: Signature) -> str:
+def export_description(info: WeightsInfo, signature: Signature) -> str:
     """The JSON that travels in an exported file: `WeightsInfo`, and the signature as "export"."""
     return json.dumps(info.to_dict() | {"export": asdict(signature)}, ensure_ascii=False)
 
 
-def recognise(source: str, runtime: str | None = None) -> str:
+def runtime_for(source: str, runtime: str | None = None) -> str:
     """The runtime for a source: the one asked for, if it reads such files, or the one of its suffix.
 
     Raises:
@@ -149,13 +149,13 @@ def open_network(
     device: str = "auto",
     num_classes: int | None = None,
     channels_last: bool | None = None,
-) -> Network:
+) -> OpenNetwork:
     """A network from weights or from an exported file.
 
     Args:
         source: for PyTorch what `open_model` takes; else a file.
         accelerator: from `accelerator_for`.
-        runtime: from `recognise`.
+        runtime: from `runtime_for`.
         device: as `--device`, for runtimes that choose by themselves.
         num_classes: must equal the file's when given.
         channels_last: memory format in PyTorch; None is what the device likes.
@@ -164,7 +164,7 @@ def open_network(
         opened = open_model(source, num_classes=num_classes)
         layout = accelerator.memory_format(channels_last)
         model = fuse(opened.model).to(accelerator.device).to(memory_format=layout)
-        return Network(model, opened.info, accelerator, accelerator.describe(), opened.messages, layout=layout)
+        return OpenNetwork(model, opened.info, accelerator, accelerator.describe(), opened.messages, layout=layout)
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{source} does not exist: check the path")
@@ -177,7 +177,7 @@ def open_network(
             f"{source} was compiled for {signature.device}, not {accelerator.type}: use --device {signature.device}, "
             f"or export with --device {accelerator.type}"
         )
-    return Network(_as_model(session, signature), info, accelerator, session.engine, messages, signature)
+    return OpenNetwork(_as_model(session, signature), info, accelerator, session.engine, messages, signature)
 
 
 def _understand(session: Session, source: str) -> tuple[WeightsInfo, Signature, list[str]]:

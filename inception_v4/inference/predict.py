@@ -15,11 +15,12 @@ from torch import Tensor
 
 from inception_v4.console import say, track
 from inception_v4.data.augment import eval_transform
-from inception_v4.data.folders import SUFFIXES
+from inception_v4.data.folders import PICTURE_SUFFIXES
 from inception_v4.data.pictures import CorruptImage, read_picture
-from inception_v4.inference.factory import PRETRAINED, create_model
-from inception_v4.inference.network import accelerator_for, open_network, recognise
+from inception_v4.inference.factory import create_model
+from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.weights.class_names import class_names_of, describe_class
+from inception_v4.weights.source import PRETRAINED
 
 __all__ = ["Prediction", "Predictor", "create_model", "pictures_in"]
 
@@ -69,7 +70,7 @@ class Predictor:
         batch_size: int = 16,
         image_size: int | None = None,
     ) -> None:
-        runtime = recognise(source, runtime)
+        runtime = runtime_for(source, runtime)
         accelerator = accelerator_for(runtime, device)
         network = open_network(source, accelerator, runtime=runtime, device=device)
         self.messages, self.info, self.batch_size = network.messages, network.info, batch_size
@@ -108,7 +109,7 @@ def pictures_in(paths: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
             if not inside:
                 raise ValueError(f"no pictures in {path}: it needs .jpg or .png files")
             found += inside

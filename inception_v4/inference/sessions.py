@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.accelerator import onnx_providers
-
-METADATA_KEY = "inception_v4"
-"""Of the JSON among a file's own metadata."""
+from inception_v4.weights.record import METADATA_KEY
 
 
 class RuntimeUnavailable(RuntimeError):

@@ -15,12 +15,12 @@ from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import session
 from inception_v4.inference.data_record import validation_data
 from inception_v4.inference.evaluate import Evaluation, evaluate
-from inception_v4.inference.factory import PRETRAINED
 from inception_v4.inference.metrics import class_table
-from inception_v4.inference.network import accelerator_for, open_network, recognise
+from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Config, Data
 from inception_v4.weights.class_names import class_names_of
+from inception_v4.weights.source import PRETRAINED
 
 
 def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
     source = PRETRAINED if config.network.pretrained else config.network.ckpt_path
     if source is None:
         raise ValueError("nothing to validate: give --ckpt-path FILE or --pretrained")
-    runtime = recognise(source, runtime)
+    runtime = runtime_for(source, runtime)
     accelerator = accelerator_for(runtime, config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
     with session(accelerator) as world:

@@ -16,9 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inception_v4.network.recompute import checkpointed
-
-MIN_IMAGE_SIZE = 75
-"""Smallest input side, in pixels, that leaves a 1x1 map after the last reduction."""
+from inception_v4.preprocessing import MIN_IMAGE_SIZE
 
 Kernel = int | tuple[int, int]
 

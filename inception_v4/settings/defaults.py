@@ -20,7 +20,7 @@ ASSUMED_MEMORY = 8 << 30
 Choice = tuple[dict[str, Any], list[str]]
 
 
-class Plan(NamedTuple):
+class Length(NamedTuple):
     """How long to train, in pictures seen; epochs are kept within limits."""
 
     pictures: int
@@ -46,10 +46,10 @@ class Hardware(NamedTuple):
 
 
 PLANS = {
-    ("finetune", "fast"): Plan(40_000, 5, 40),
-    ("finetune", "cpu"): Plan(6_000, 3, 15),
-    ("scratch", "fast"): Plan(6_000_000, 90, 150),
-    ("scratch", "cpu"): Plan(60_000, 5, 30),
+    ("finetune", "fast"): Length(40_000, 5, 40),
+    ("finetune", "cpu"): Length(6_000, 3, 15),
+    ("scratch", "fast"): Length(6_000_000, 90, 150),
+    ("scratch", "cpu"): Length(60_000, 5, 30),
 }
 
 

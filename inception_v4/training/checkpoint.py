@@ -19,7 +19,7 @@ from inception_v4.files import atomic_write
 if TYPE_CHECKING:
     from inception_v4.distributed import World
 
-VERSION = 1
+CHECKPOINT_VERSION = 1
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -31,7 +31,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     """Write `state` as the checkpoint of `step`, then delete all but the newest `keep`."""
     path = folder / f"step-{step:08d}.pt"
     with atomic_write(path) as temporary:
-        torch.save(state | {"version": VERSION}, temporary)
+        torch.save(state | {"version": CHECKPOINT_VERSION}, temporary)
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
     return path
@@ -66,8 +66,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or "version" not in state:
         raise CheckpointError(f"{path} is not a training checkpoint: use --ckpt-path to start from weights")
-    if state["version"] != VERSION:
-        raise CheckpointError(f"checkpoint {path} has format {state['version']}, this program reads {VERSION}")
+    if state["version"] != CHECKPOINT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path} has format {state['version']}, this program reads {CHECKPOINT_VERSION}"
+        )
     return state
 
 

@@ -20,7 +20,6 @@ from inception_v4.distributed import World, average_buffers, share_gradients, sy
 from inception_v4.files import atomic_write
 from inception_v4.inference.data_record import KEY, record
 from inception_v4.inference.evaluate import Evaluation
-from inception_v4.inference.factory import PRETRAINED
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.recipes import to_yaml
@@ -32,6 +31,7 @@ from inception_v4.training.schedule import LearningRate
 from inception_v4.training.step import Learner, make_criterion
 from inception_v4.training.throughput import Throughput
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
+from inception_v4.weights.source import PRETRAINED
 
 
 @dataclass

@@ -1,18 +1,18 @@
 """Parameters in every format: read, load into a network, write.
 
-One file per format and one plain dict, `FORMATS`, as registry. Works on any module with this network's state dict.
+One file per format and one plain dict, `LAYOUTS`, as registry. Works on any module with this network's state dict.
 """
 
 from __future__ import annotations
 
-from inception_v4.weights.layouts.registry import FORMATS
+from inception_v4.weights.layouts.registry import LAYOUTS
 from inception_v4.weights.loading import LoadReport, load_weights
 from inception_v4.weights.reading import read_weights
 from inception_v4.weights.record import Weights, WeightsError, WeightsInfo
 from inception_v4.weights.writing import save_weights
 
 __all__ = [
-    "FORMATS",
+    "LAYOUTS",
     "LoadReport",
     "Weights",
     "WeightsError",

@@ -37,7 +37,7 @@ _WEAK = 1e-3
 """Below this share of the largest logit, two pictures' logits count as the same."""
 
 
-class Options(TypedDict, total=False):
+class ConvertOptions(TypedDict, total=False):
     """Further choices of a conversion.
 
     Attributes:
@@ -103,7 +103,7 @@ def convert_weights(
     *,
     to: str | None = None,
     verify: bool | Sequence[str | Path] = False,
-    **options: Unpack[Options],
+    **options: Unpack[ConvertOptions],
 ) -> ConversionReport:
     """Read weights of any layout and write them in another; the file is read back and compared before it is kept.
 
@@ -112,7 +112,7 @@ def convert_weights(
         destination: file to write, whole and verified or not at all; its suffix says the layout unless `to` does.
         to: a key of `FORMATS`.
         verify: also compare the outputs of both networks on random pictures, and on the pictures given here.
-        options: see `Options`.
+        options: see `ConvertOptions`.
 
     Raises:
         FileNotFoundError, WeightsError: as `read_weights`; or the layout, suffix, type or optimizer do not go together.
@@ -147,7 +147,7 @@ def _read_back(path: Path, destination: Path) -> Weights:
         raise WeightsError(str(error).replace(str(path), str(destination))) from error
 
 
-def _read(source: str | Path, layout: str, options: Options) -> Weights:
+def _read(source: str | Path, layout: str, options: ConvertOptions) -> Weights:
     """The weights, complete and with the classes that are to be written."""
     ema = options.get("ema", False)
     if ema and options.get("with_optimizer"):

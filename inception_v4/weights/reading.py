@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.weights.files import containers
-from inception_v4.weights.layouts.registry import FORMATS, recognise
+from inception_v4.weights.layouts.registry import LAYOUTS, layout_of
 from inception_v4.weights.names import CANONICAL, FIRST_CONV, HEAD, difference, preview
 from inception_v4.weights.record import Raw, Weights, WeightsError, WeightsInfo
 from inception_v4.weights.source import Located, locate
@@ -23,22 +23,22 @@ def read_weights(source: str | Path, *, ema: bool = False, layout: str | None = 
     Args:
         source: a file, a run directory, `owner/name` or `hf-hub:owner/name` on the Hugging Face hub, or `pretrained`.
         ema: take the moving average of the weights that training checkpoints may hold.
-        layout: a key of `FORMATS`; by default it is recognised.
+        layout: a key of `LAYOUTS`; by default it is recognised.
 
     Raises:
         FileNotFoundError: there is no such file.
         WeightsError: not readable, not safe, not complete or not of this network.
     """
-    if layout is not None and layout not in FORMATS:
-        raise WeightsError(f"layout {layout!r} is not one of {', '.join(FORMATS)}")
+    if layout is not None and layout not in LAYOUTS:
+        raise WeightsError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
     located = locate(source)
     raw = containers.read(located.path)
     notes: list[str] = []
     try:
         tensors = _choose(raw, ema, notes)
-        layout = layout or recognise(tensors)
+        layout = layout or layout_of(tensors)
         count = len(tensors)
-        state = FORMATS[layout].decode(tensors, notes)
+        state = LAYOUTS[layout].decode(tensors, notes)
         _check_names(state)
         _check_shapes(state)
         described = raw.info or located.beside or {}
@@ -105,7 +105,7 @@ def _wrong_kind(name: str, tensor: Tensor) -> bool:
 def _describe(state: dict[str, Tensor], layout: str, described: dict[str, Any], located: Located) -> WeightsInfo:
     """What the file says about itself, else the usual for its layout; counts come from the tensors."""
     classes, channels = state[HEAD[0]].shape[0], state[FIRST_CONV].shape[1]
-    usual = WeightsInfo(preprocessing=FORMATS[layout].preprocessing).with_channels(channels)
+    usual = WeightsInfo(preprocessing=LAYOUTS[layout].preprocessing).with_channels(channels)
     values = usual.to_dict() | {"source": located.origin}
     values |= {name: value for name, value in described.items() if value not in (None, "")}
     if isinstance(values["preprocessing"], dict):

@@ -14,6 +14,12 @@ BACKGROUND = "background"
 """Name of class 0 in 1001-class weights: TensorFlow counts ImageNet's classes from 1."""
 
 
+METADATA_KEY = "inception_v4"
+"""Of the description, JSON, among a file's own metadata."""
+
+State = dict[str, Tensor]
+"""Tensors by name."""
+
 DAMAGED = "truncated or damaged: copy or download it again"
 
 

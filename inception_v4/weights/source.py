@@ -12,10 +12,13 @@ from typing import Any
 
 from inception_v4.weights.record import WeightsError
 
-PRETRAINED = "timm/inception_v4.tf_in1k"
-"""What the word `pretrained` stands for, on the Hugging Face hub."""
+PRETRAINED = "pretrained"
+"""The word for the published ImageNet weights."""
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
+PRETRAINED_ON_HUB = "timm/inception_v4.tf_in1k"
+"""What the word stands for, on the Hugging Face hub."""
+
+WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
 _HUB_SCHEMES = ("hf-hub:", "hf_hub:")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HASH_IN_NAME = re.compile(r"-(?=[0-9a-f]*[a-f])([0-9a-f]{8,64})$")
@@ -45,8 +48,8 @@ def locate(source: str | Path) -> Located:
         WeightsError: the hub has no such weights, or the file is not the one its name promises.
     """
     text = str(source)
-    if text == "pretrained":
-        return _from_hub(PRETRAINED)
+    if text == PRETRAINED:
+        return _from_hub(PRETRAINED_ON_HUB)
     if text.startswith(_HUB_SCHEMES):
         return _from_hub(text.split(":", 1)[1])
     path = Path(text).expanduser()
@@ -67,17 +70,17 @@ def sidecar(path: Path) -> Path:
 
 def _in_run_directory(directory: Path) -> Path:
     for stem in ("best", "last"):
-        for suffix in SUFFIXES:
+        for suffix in WEIGHTS_SUFFIXES:
             if (path := directory / f"{stem}{suffix}").is_file():
                 return path
-    held = sorted(p.name for p in directory.iterdir() if p.suffix in SUFFIXES)
+    held = sorted(p.name for p in directory.iterdir() if p.suffix in WEIGHTS_SUFFIXES)
     remedy = f"name one of its files ({', '.join(held[:5])})" if held else "name a weights file"
     raise FileNotFoundError(f"{directory} is a directory without best.safetensors or last.safetensors: {remedy}")
 
 
 def _looks_like_hub_name(text: str) -> bool:
     """`owner/name`, unless it can only be meant as a path here."""
-    return bool(_HUB_NAME.fullmatch(text)) and not text.endswith(SUFFIXES) and not Path(text).parent.is_dir()
+    return bool(_HUB_NAME.fullmatch(text)) and not text.endswith(WEIGHTS_SUFFIXES) and not Path(text).parent.is_dir()
 
 
 def _not_found(text: str, path: Path) -> str:
@@ -86,7 +89,7 @@ def _not_found(text: str, path: Path) -> str:
     if not path.parent.is_dir():
         return f"{text} does not exist, nor does the directory {path.parent}: check the path"
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)
-    near = near or sorted(p.name for p in path.parent.iterdir() if p.suffix in SUFFIXES)[:3]
+    near = near or sorted(p.name for p in path.parent.iterdir() if p.suffix in WEIGHTS_SUFFIXES)[:3]
     return f"{text} does not exist: " + (f"is it {' or '.join(near)}?" if near else "check the path")
 
 
@@ -133,7 +136,7 @@ def _from_hub(name: str) -> Located:
 
     repository, _, revision = name.partition("@")
     if not _HUB_NAME.fullmatch(repository):
-        raise WeightsError(f"{name!r} is not a hub name: write owner/name, as in {PRETRAINED}")
+        raise WeightsError(f"{name!r} is not a hub name: write owner/name, as in {PRETRAINED_ON_HUB}")
 
     def fetch(filename: str) -> Path | None:
         try:

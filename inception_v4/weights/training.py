@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.weights.layouts import mindcv, modelzoo
-from inception_v4.weights.record import Weights, WeightsError
+from inception_v4.weights.record import State, Weights, WeightsError
 
 _NAMES = {"mindcv": mindcv.table, "modelzoo": modelzoo.table}
 _SLOTS = {
@@ -16,8 +16,6 @@ _SLOTS = {
     "rmsprop": {"square_avg": "mean_square", "momentum_buffer": "moment", "grad_avg": "mean_grad"},
 }
 """PyTorch's name of a parameter's state -> prefix in MindSpore, for nn.Momentum and nn.RMSProp."""
-
-State = dict[str, Tensor]
 
 
 def to_mindspore(weights: Weights, layout: str, notes: list[str]) -> State:

@@ -15,14 +15,12 @@ from inception_v4.weights.files import msckpt
 from inception_v4.weights.files.mindspore import from_tensor
 from inception_v4.weights.files.npz import write_npz
 from inception_v4.weights.files.safetensor import write_safetensors
-from inception_v4.weights.layouts.registry import FORMATS
+from inception_v4.weights.layouts.registry import LAYOUTS
 from inception_v4.weights.names import CANONICAL, HEAD, difference, wrapper_prefix
-from inception_v4.weights.record import Weights, WeightsError, WeightsInfo
+from inception_v4.weights.record import State, Weights, WeightsError, WeightsInfo
 from inception_v4.weights.source import sidecar
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-State = dict[str, Tensor]
 
 
 def save_weights(
@@ -67,7 +65,7 @@ def write_weights(
     The description goes into the metadata of safetensors, and into `<path>.json` beside any other kind of file.
 
     Args:
-        layout: a key of `FORMATS`.
+        layout: a key of `LAYOUTS`.
         dtype: store floating-point tensors in this type; by default as they are.
         training: more entries under the layout's names (optimizer state), stored as they are.
 
@@ -76,7 +74,7 @@ def write_weights(
     """
     check_suffix(path, layout)
     notes: list[str] = []
-    state = dict(FORMATS[layout].encode(weights.state, weights.info, notes))
+    state = dict(LAYOUTS[layout].encode(weights.state, weights.info, notes))
     stored = storage_type(dtype)
     for name in state:  # one by one, so that at most one tensor is in memory twice
         state[name] = as_stored(state[name], stored)
@@ -96,9 +94,9 @@ def write_weights(
 
 def check_suffix(path: Path, layout: str) -> None:
     """Refuse a suffix that the layout's programs would not read."""
-    if layout not in FORMATS:
-        raise WeightsError(f"layout {layout!r} is not one of {', '.join(FORMATS)}")
-    allowed = FORMATS[layout].suffixes
+    if layout not in LAYOUTS:
+        raise WeightsError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    allowed = LAYOUTS[layout].suffixes
     if path.suffix not in allowed:
         raise WeightsError(f"{path}: the layout {layout} is written to {', '.join(allowed)}, not {path.suffix!r}")
 
@@ -130,7 +128,7 @@ def _write_pickled(state: State, path: Path, info: WeightsInfo) -> None:
 
 
 def _write_mindspore(state: State, path: Path, info: WeightsInfo) -> None:
-    msckpt.write(path, {name: from_tensor(tensor) for name, tensor in state.items()})
+    msckpt.write_msckpt(path, {name: from_tensor(tensor) for name, tensor in state.items()})
 
 
 _WRITERS: dict[str, Callable[[State, Path, WeightsInfo], None]] = {

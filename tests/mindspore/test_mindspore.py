@@ -99,7 +99,7 @@ def test_modelzoo_file_with_live_norms_comes_here(folder, tmp_path):
         elif name.startswith("features.16") and name.endswith("moving_variance"):
             value.array[::2] = rng.uniform(0, 9e-4, value.array[::2].shape)
             values[name.replace("moving_variance", "gamma")].array[::2] *= 0.02
-    msckpt.write(tmp_path / "live.ckpt", values)
+    msckpt.write_msckpt(tmp_path / "live.ckpt", values)
     peer(tmp_path, "logits", "modelzoo", tmp_path / "live.ckpt", folder / "images.npy", tmp_path / "out.npz")
     model = fresh()
     load_weights(model, tmp_path / "live.ckpt")

@@ -27,7 +27,17 @@ from inception_v4.settings.dialects.shared import COMBINATIONS, SHARED
 from inception_v4.settings.dialects.timm import TIMM
 from inception_v4.settings.schema import Config
 
-__all__ = ["DIALECTS", "FLAGS", "NO_EFFECT", "SWITCHES", "Dialect", "DialectError", "recognise", "table", "translate"]
+__all__ = [
+    "DIALECTS",
+    "FLAGS",
+    "NO_EFFECT",
+    "SWITCHES",
+    "Dialect",
+    "DialectError",
+    "dialect_of",
+    "settings_table",
+    "translate",
+]
 
 DIALECTS = {"mindcv": MINDCV, "modelzoo": MODELZOO, "timm": TIMM}
 OURS = frozenset(Config().flat())
@@ -52,7 +62,7 @@ _SWITCHED = (
 """(setting, the one that decides whether it counts, with these values)."""
 
 
-def recognise(recipe: Mapping[str, Any]) -> Dialect | None:
+def dialect_of(recipe: Mapping[str, Any]) -> Dialect | None:
     """The project whose recipe this is: it has names that only that project has, and none that only this one has."""
     best = _nearest(recipe)
     return best if best is not None and not _own(best, recipe) else None
@@ -85,7 +95,7 @@ def translate(given: Mapping[str, Any], recipe: Mapping[str, Any] | None = None)
         DialectError: a setting whose meaning cannot be had here.
     """
     given = {name.replace("-", "_"): value for name, value in given.items()}
-    dialect = recognise(recipe or {})
+    dialect = dialect_of(recipe or {})
     layers = [dict(dialect.defaults) if dialect else {}, dict(recipe or {}), given]
     view = View(layers, dialect.title if dialect else None)
     settings: dict[str, Any] = {}
@@ -200,7 +210,7 @@ SWITCHES = frozenset({"amp", "clip_grad"})
 """Settings of ours that another project's users give without a value (`--amp`, `--clip_grad`)."""
 
 
-def table(dialect: Dialect) -> str:
+def settings_table(dialect: Dialect) -> str:
     """All settings of a project and what becomes of them, as a Markdown table."""
     lines = [f"| {dialect.title} | here |", "|---|---|"]
     lines += [f"| `{name}` | {rule.describe(name)} |" for name, rule in dialect.rules.items()]

@@ -8,7 +8,7 @@ from typing import Any
 
 from inception_v4.settings.dialects.rules import NO_EFFECT, DialectError, Outcome, plain, shown
 
-FORMATS = {"MINDIR": ("mindir", ".mindir"), "AIR": ("air", ".air"), "ONNX": ("onnx", ".onnx")}
+FILE_FORMATS = {"MINDIR": ("mindir", ".mindir"), "AIR": ("air", ".air"), "ONNX": ("onnx", ".onnx")}
 """Word of the ModelZoo: (format here, suffix)."""
 
 READ = ("ckpt_file", "file_name", "file_format", "width", "height", "num_classes", "device_target")
@@ -29,9 +29,9 @@ def translate_export(given: Mapping[str, Any]) -> Outcome:
         found["num_classes"] = int(known["num_classes"])
     if "file_format" in known:
         word = str(known["file_format"]).upper()
-        if word not in FORMATS:
-            raise DialectError(f"file_format={shown(known['file_format'])}: choose one of {', '.join(FORMATS)}")
-        found["format"], suffix = FORMATS[word]
+        if word not in FILE_FORMATS:
+            raise DialectError(f"file_format={shown(known['file_format'])}: choose one of {', '.join(FILE_FORMATS)}")
+        found["format"], suffix = FILE_FORMATS[word]
         name = str(known.get("file_name", "inceptionv4"))
         found["output"] = name if Path(name).suffix == suffix else name + suffix
     sides = {int(known[name]) for name in ("width", "height") if name in known}

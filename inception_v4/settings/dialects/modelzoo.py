@@ -114,7 +114,7 @@ RULES: dict[str, Rule] = {
     "save_checkpoint_epochs": Renamed("ckpt_interval"),
 }
 
-FLAGS: dict[str, Rule] = {
+FLAG_RULES: dict[str, Rule] = {
     "data_path": Renamed("data_dir"),
     "checkpoint_path": Renamed("ckpt_path"),
     "ckpt_file": Renamed("ckpt_path"),
@@ -171,7 +171,7 @@ def modelarts(view: View) -> Outcome:
 MODELZOO = Dialect(
     title="the ModelZoo",
     rules=RULES,
-    flags=FLAGS,
+    flags=FLAG_RULES,
     signs=SIGNS,
     defaults=DEFAULTS,
     implied=implied,

@@ -38,7 +38,7 @@ def read_mindspore(path: Path) -> Raw:
     try:
         file = msckpt.Checkpoint(path)
         named = {name: to_tensor(file.read(name)) for name in file.records if _NETWORK.match(name)}
-    except msckpt.CheckpointError as error:
+    except msckpt.DamagedCheckpoint as error:
         raise WeightsError(f"{path} is {DAMAGED} ({error})") from error
     return split(named, (name for name in file.records if name not in named))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-DTYPES = {
+NUMPY_TYPES = {
     "Bool": np.dtype("?"),
     "Int8": np.dtype("<i1"),
     "Int16": np.dtype("<i2"),
@@ -48,13 +48,13 @@ _TRAILER_BYTES = len(_TRAILER) + 10
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-class CheckpointError(ValueError):
+class DamagedCheckpoint(ValueError):
     """Bytes that are not a MindSpore checkpoint, or not a whole one."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """One tensor: a type name of `DTYPES` and its elements (bits, for BFloat16)."""
+    """One tensor: a type name of `NUMPY_TYPES` and its elements (bits, for BFloat16)."""
 
     kind: str
     array: np.ndarray
@@ -85,11 +85,11 @@ class Checkpoint:
         """Read the index.
 
         Raises:
-            CheckpointError: not such a file, cut off, or damaged as far as its structure or CRC tells.
+            DamagedCheckpoint: not such a file, cut off, or damaged as far as its structure or CRC tells.
         """
         self.path = path
         if not path.stat().st_size:
-            raise CheckpointError("holds no tensors")
+            raise DamagedCheckpoint("holds no tensors")
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             self.records = _index(data, _check_crc(data))
         for name, record in self.records.items():
@@ -99,7 +99,7 @@ class Checkpoint:
         """The tensor or text of one record, in memory of its own."""
         record = self.records[name]
         if record.kind == _MAP:
-            raise CheckpointError(f"{name!r} is a hash table, not a tensor")
+            raise DamagedCheckpoint(f"{name!r} is a hash table, not a tensor")
         content = np.empty(record.nbytes, np.uint8)
         start = 0
         with self.path.open("rb", buffering=0) as file:
@@ -108,18 +108,18 @@ class Checkpoint:
                 _read_into(file, content.data[start : start + length])
                 start += length
         if record.kind != _TEXT:
-            return Value(record.kind, content.view(DTYPES[record.kind]).reshape(record.dims))
+            return Value(record.kind, content.view(NUMPY_TYPES[record.kind]).reshape(record.dims))
         try:
             return content.tobytes().decode("utf-32-le")
         except UnicodeDecodeError as error:
-            raise CheckpointError(f"{name!r} is no text ({error})") from error
+            raise DamagedCheckpoint(f"{name!r} is no text ({error})") from error
 
 
 def _read_into(file: io.RawIOBase, view: memoryview) -> None:
     while len(view):
         count = file.readinto(view)
         if not count:
-            raise CheckpointError("the file ends inside a tensor")
+            raise DamagedCheckpoint("the file ends inside a tensor")
         view = view[count:]
 
 
@@ -132,7 +132,7 @@ def _check_crc(data: mmap.mmap) -> int:
     for start in range(0, end, 1 << 20):
         crc = zlib.crc32(data[start : min(start + (1 << 20), end)], crc)
     if crc != int.from_bytes(data[end + len(_TRAILER) :], "big"):
-        raise CheckpointError("its CRC is not the one it was saved with")
+        raise DamagedCheckpoint("its CRC is not the one it was saved with")
     return end
 
 
@@ -147,12 +147,12 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
             yield key >> 3, -1, value
             continue
         if wire not in (_BYTES, _FIXED32, _FIXED64):
-            raise CheckpointError(f"damaged at byte {position}: field type {wire}")
+            raise DamagedCheckpoint(f"damaged at byte {position}: field type {wire}")
         length = 8 if wire == _FIXED64 else 4
         if wire == _BYTES:
             length, position = _number(data, position, end)
         if position + length > end:
-            raise CheckpointError(f"cut off: byte {position} starts {length} bytes, {end - position} are left")
+            raise DamagedCheckpoint(f"cut off: byte {position} starts {length} bytes, {end - position} are left")
         yield key >> 3, position, length
         position += length
 
@@ -162,20 +162,20 @@ def _number(data: mmap.mmap, position: int, end: int) -> tuple[int, int]:
     result = 0
     for shift in range(0, 70, 7):
         if position >= end:
-            raise CheckpointError(f"cut off at byte {position}")
+            raise DamagedCheckpoint(f"cut off at byte {position}")
         byte = data[position]
         position += 1
         result |= (byte & 0x7F) << shift
         if byte < 0x80:
             return result, position
-    raise CheckpointError(f"damaged at byte {position}: a number without end")
+    raise DamagedCheckpoint(f"damaged at byte {position}: a number without end")
 
 
 def _text(data: mmap.mmap, offset: int, length: int) -> str:
     try:
         return data[offset : offset + length].decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"damaged at byte {offset}: a name that is no text") from error
+        raise DamagedCheckpoint(f"damaged at byte {offset}: a name that is no text") from error
 
 
 def _index(data: mmap.mmap, end: int) -> dict[str, Record]:
@@ -183,14 +183,14 @@ def _index(data: mmap.mmap, end: int) -> dict[str, Record]:
     last = None
     for number, offset, length in _fields(data, 0, end):
         if number != 1 or offset < 0:
-            raise CheckpointError(f"damaged: field {number} where a record should start")
+            raise DamagedCheckpoint(f"damaged: field {number} where a record should start")
         name, record = _value(data, offset, offset + length)
         if name not in records:
             records[name] = record
         elif name == last and (record.kind, record.dims) == (records[name].kind, records[name].dims):
             records[name].parts += record.parts  # the next slice of a large tensor
         else:
-            raise CheckpointError(f"holds {name!r} twice")
+            raise DamagedCheckpoint(f"holds {name!r} twice")
         last = name
     return records
 
@@ -205,7 +205,7 @@ def _value(data: mmap.mmap, start: int, end: int) -> tuple[str, Record]:
         elif offset >= 0 and number == 3:
             record = Record(_MAP, (), [(offset, length)])
     if not name or record is None:
-        raise CheckpointError(f"damaged before byte {end}: a record without a name or a tensor")
+        raise DamagedCheckpoint(f"damaged before byte {end}: a record without a name or a tensor")
     return name, record
 
 
@@ -219,7 +219,7 @@ def _tensor(data: mmap.mmap, start: int, end: int) -> Record:
         elif offset >= 0 and number == 3:
             parts = [(offset, length)]
     if kind is None or parts is None:
-        raise CheckpointError(f"damaged before byte {end}: a tensor without type or content")
+        raise DamagedCheckpoint(f"damaged before byte {end}: a tensor without type or content")
     return Record(kind, tuple(dims), parts)
 
 
@@ -229,19 +229,19 @@ def _check_size(name: str, record: Record) -> None:
         return
     if record.kind == _TEXT:
         if record.nbytes % 4:
-            raise CheckpointError(f"{name!r} is a text of {record.nbytes} bytes, no multiple of 4")
+            raise DamagedCheckpoint(f"{name!r} is a text of {record.nbytes} bytes, no multiple of 4")
         return
-    if record.kind not in DTYPES:
-        raise CheckpointError(f"{name!r} has the unknown type {record.kind[:20]!r}")
-    if record.dims == (0,) and record.nbytes == DTYPES[record.kind].itemsize:
+    if record.kind not in NUMPY_TYPES:
+        raise DamagedCheckpoint(f"{name!r} has the unknown type {record.kind[:20]!r}")
+    if record.dims == (0,) and record.nbytes == NUMPY_TYPES[record.kind].itemsize:
         record.dims = ()  # another way to write a scalar
-    expected = math.prod(record.dims) * DTYPES[record.kind].itemsize
+    expected = math.prod(record.dims) * NUMPY_TYPES[record.kind].itemsize
     if record.nbytes != expected:
         shape = f"{record.kind}{list(record.dims)[:8]}"
-        raise CheckpointError(f"{name!r} has {record.nbytes} bytes, {shape} needs {expected}: a part is missing")
+        raise DamagedCheckpoint(f"{name!r} has {record.nbytes} bytes, {shape} needs {expected}: a part is missing")
 
 
-def write(path: Path, values: Mapping[str, Value | str], *, crc: bool = False) -> None:
+def write_msckpt(path: Path, values: Mapping[str, Value | str], *, crc: bool = False) -> None:
     """Write a checkpoint; with `crc`, MindSpore's `crc_check` finds its trailer.
 
     Tensors without elements are left out, as MindSpore leaves them out.
@@ -264,7 +264,7 @@ def _records(name: str, value: Value | str) -> list[tuple[bytes, memoryview]]:
     if isinstance(value, str):
         return [_record(name, _TEXT, (0,), memoryview(value.encode("utf-32-le")))]
     array = np.ascontiguousarray(value.array).reshape(value.array.shape)
-    if array.dtype != DTYPES[value.kind]:
+    if array.dtype != NUMPY_TYPES[value.kind]:
         raise ValueError(f"{name!r}: an array of {array.dtype} cannot be stored as {value.kind}")
     if not array.size:
         return []

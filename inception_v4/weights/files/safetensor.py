@@ -10,10 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from inception_v4.weights.files.mindspore import is_mindspore, split
-from inception_v4.weights.record import DAMAGED, Raw, WeightsError, WeightsInfo
-
-METADATA_KEY = "inception_v4"
-"""Key of our JSON among the metadata."""
+from inception_v4.weights.record import DAMAGED, METADATA_KEY, Raw, WeightsError, WeightsInfo
 
 
 def read_safetensors(path: Path) -> Raw:

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights.layouts import mindcv, modelzoo, pytorch, tfslim
-from inception_v4.weights.record import WeightsError, WeightsInfo
+from inception_v4.weights.record import State, WeightsError, WeightsInfo
 
 _PICKLED = (".pth", ".pt", ".bin")
 _MINDSPORE = (".ckpt", ".safetensors")
 
-State = dict[str, Tensor]
-
 
 @dataclass(frozen=True)
-class Format:
+class Layout:
     """One layout.
 
     Attributes:
@@ -38,15 +34,15 @@ class Format:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 
-FORMATS: dict[str, Format] = {
-    "cadene": Format(
+LAYOUTS: dict[str, Layout] = {
+    "cadene": Layout(
         "Cadene's pretrained-models: 1001 classes, or the spellings of 2017",
         pytorch.is_cadene,
         pytorch.decode,
         pytorch.encode_cadene,
         suffixes=(*_PICKLED, ".safetensors"),
     ),
-    "modelzoo": Format(
+    "modelzoo": Layout(
         "MindSpore ModelZoo's Inceptionv4: two more BatchNorms, another epsilon",
         modelzoo.is_modelzoo,
         modelzoo.decode,
@@ -54,7 +50,7 @@ FORMATS: dict[str, Format] = {
         suffixes=_MINDSPORE,
         preprocessing=modelzoo.PREPROCESSING,
     ),
-    "mindcv": Format(
+    "mindcv": Layout(
         "MindCV's inception_v4",
         mindcv.is_mindcv,
         mindcv.decode,
@@ -62,25 +58,25 @@ FORMATS: dict[str, Format] = {
         suffixes=_MINDSPORE,
         preprocessing=mindcv.PREPROCESSING,
     ),
-    "tf-slim": Format(
+    "tf-slim": Layout(
         "TF-Slim's InceptionV4, the original: HWIO kernels, no gamma, usually 1001 classes",
         tfslim.is_tfslim,
         tfslim.decode,
         tfslim.encode,
         suffixes=(".npz",),
     ),
-    "torch": Format("timm and this package", pytorch.is_torch, pytorch.decode, pytorch.encode),
+    "torch": Layout("timm and this package", pytorch.is_torch, pytorch.decode, pytorch.encode),
 }
 
 
-def recognise(names: Collection[str]) -> str:
+def layout_of(names: Collection[str]) -> str:
     """The layout whose names these are.
 
     Raises:
         WeightsError: none of them.
     """
-    for name, layout in FORMATS.items():
+    for name, layout in LAYOUTS.items():
         if layout.matches(names):
             return name
     shown = ", ".join(sorted(names)[:5]) or "no tensors"
-    raise WeightsError(f"holds weights of another network ({shown}, ...): known layouts are {', '.join(FORMATS)}")
+    raise WeightsError(f"holds weights of another network ({shown}, ...): known layouts are {', '.join(LAYOUTS)}")

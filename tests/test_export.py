@@ -16,7 +16,7 @@ from exported import CLASSES, HOW, drawn, exported, folder, logits, onnx_file, w
 from running import ROOT
 
 from inception_v4.cli import main as cli
-from inception_v4.cli.export import FORMATS
+from inception_v4.cli.export import FORMAT_NAMES
 from inception_v4.export import exporting as export
 from inception_v4.export import formats as export_formats
 from inception_v4.export import mindir
@@ -48,9 +48,9 @@ def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, s
 
 
 def test_the_command_offers_every_format() -> None:
-    assert set(FORMATS) == set(export_formats.FORMATS)
+    assert set(FORMAT_NAMES) == set(export_formats.FORMATS)
     help_text = CliRunner().invoke(cli.cli, ["export", "--help"]).output
-    assert all(name in help_text for name in FORMATS) and "ckpt-file" not in help_text
+    assert all(name in help_text for name in FORMAT_NAMES) and "ckpt-file" not in help_text
 
 
 def test_the_onnx_file_describes_itself_and_names_no_file_of_this_machine(folder: Path) -> None:

@@ -3,6 +3,8 @@
 One class per kind of device (`base`, `devices`, `npu`), in one table here; `select` picks the row. Asking for what
 is not there is a `DeviceError` that says why and what to do: there is no silent fallback. torch is imported inside
 functions only, because `prepare_environment` has to run before its first import.
+
+Knows devices, number types and the environment. Must never know the network, a picture or a setting's name.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from inception_v4.settings.dialects import MODELZOO
 from inception_v4.settings.dialects.exporting import translate_export
 from inception_v4.settings.recipes import read_recipe
 
-FORMATS = ("onnx", "openvino", "pt2", "aoti", "mindir", "air", "om")
+FORMAT_NAMES = ("onnx", "openvino", "pt2", "aoti", "mindir", "air", "om")
 SAME_AS_OURS = ("num_classes", "batch_size")
 """Options that the ModelZoo has too, with the same meaning."""
 
@@ -28,7 +28,7 @@ def modelzoo_options(function: Any) -> Any:
 
 @click.command("export", context_settings=CONTEXT)
 @click.argument("source", metavar="WEIGHTS", required=False)
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by the suffix of FILE.")
+@click.option("--format", "form", type=click.Choice(FORMAT_NAMES), help="Default: by the suffix of FILE.")
 @click.option("-o", "--output", metavar="FILE", help="File to write, whole or not at all.")
 @click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
 @click.option("--num-classes", type=click.IntRange(1), metavar="N", help="Must be the weights'; 1000 of 1001 drops "

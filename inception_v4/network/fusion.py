@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from inception_v4.accelerator import onednn
-from inception_v4.network.model import AvgPool, Concat, ConvNormAct, InceptionA, InceptionB, InceptionC, InceptionV4
+from inception_v4.network.blocks import AvgPool, Concat, ConvNormAct, InceptionA, InceptionB, InceptionC
+from inception_v4.network.model import InceptionV4
 
 
 class FusedInceptionV4(InceptionV4):

@@ -1,6 +1,8 @@
 """Parameters in every format: read, load into a network, write.
 
 One file per format and one plain dict, `LAYOUTS`, as registry. Works on any module with this network's state dict.
+
+Knows files, names and tensors. Must never know a device, a runtime or how the network is trained.
 """
 
 from __future__ import annotations

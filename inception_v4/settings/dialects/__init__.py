@@ -3,6 +3,8 @@
 Three projects, one table of rules each: `mindcv.py`, `modelzoo.py`, `timm.py`. A flag in another project's spelling
 changes that setting and nothing else. A recipe that is recognisably another project's brings that project's defaults
 along, because what it means depends on them; every one of them is named in the notices.
+
+Knows other projects' words. Must never know what a setting does here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The building blocks of Inception-v4, named as timm and Cadene name them. Sizes in comments are for a 299x299 input."""
+"""The building blocks of Inception-v4, with the names of timm and Cadene. Sizes in comments are for a 299x299 input."""
 
 from __future__ import annotations
 

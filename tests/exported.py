@@ -13,7 +13,8 @@ from photos import photos
 from PIL import Image
 from torch import Tensor
 
-from inception_v4.data.augment import DeviceTransform, eval_transform
+from inception_v4.data.augment import eval_transform
+from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import decode_picture
 from inception_v4.data.shapes import draw_shape
 from inception_v4.export.exporting import Target, export_model
@@ -37,9 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network() -> InceptionV4:
     """Live weights whose first class depends on the picture: the head's bias takes out what all pictures share."""
     model = enliven(InceptionV4(len(CLASSES))).eval()
-    normalise = DeviceTransform(HOW, num_classes=len(CLASSES))
+    normalise = Normalise(HOW)
     with torch.no_grad():
-        features = model.forward_head(model.forward_features(normalise.eval(drawn(8))), pre_logits=True)
+        features = model.forward_head(model.forward_features(normalise(drawn(8))), pre_logits=True)
         model.last_linear.weight.mul_(20)
         model.last_linear.bias.copy_(-(model.last_linear.weight @ features.mean(0)))
     return model
@@ -65,7 +66,7 @@ def photographs(count: int) -> Tensor:
 @torch.inference_mode()
 def logits(pictures: Tensor) -> Tensor:
     """Of the plain network in PyTorch."""
-    return network()(DeviceTransform(HOW, num_classes=len(CLASSES)).eval(pictures))
+    return network()(Normalise(HOW)(pictures))
 
 
 @cache

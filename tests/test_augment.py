@@ -15,13 +15,14 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from inception_v4.data.augment import (
-    DeviceTransform,
     TrainTransform,
     draw_erased_box,
     eval_transform,
     policy,
 )
 from inception_v4.data.crops import EvalTransform, pad_crop
+from inception_v4.data.mixing import MixAndErase
+from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import decode_picture
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from inception_v4.settings.schema import Augmentation
@@ -190,12 +191,22 @@ def _batch(count: int = 8, size: int = 75, erase: Tensor | None = None) -> Simpl
     return SimpleNamespace(images=_random(count, 3, size, size), labels=torch.arange(count) % 5, erase=erase)
 
 
+class OnDevice:
+    """Both steps in a row, as training takes them."""
+
+    def __init__(self, how: Augmentation, memory_format: torch.memory_format = torch.contiguous_format) -> None:
+        self.normalise, self.mix = Normalise(how, memory_format), MixAndErase(how, num_classes=5)
+
+    def __call__(self, batch: SimpleNamespace, seed: int) -> tuple[Tensor, Tensor]:
+        return self.mix(self.normalise(batch.images), batch, seed)
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("mean", "std"), [((0.5,) * 3, (0.5,) * 3), (IMAGENET_MEAN, IMAGENET_STD)])
 def test_normalisation(memory_format: torch.memory_format, mean: tuple, std: tuple) -> None:
     images = _random(4, 3, 75, 75)
     how = Preprocessing(75, mean, std)
-    result = DeviceTransform(how, num_classes=5, memory_format=memory_format).eval(images)
+    result = Normalise(how, memory_format)(images)
     expected = v2.functional.normalize(images.double() / 255, list(mean), list(std))
     assert result.dtype == torch.float32 and result.is_contiguous(memory_format=memory_format)
     assert _furthest(result, expected) < 1e-6
@@ -209,25 +220,25 @@ def test_erasing_on_the_device(memory_format: torch.memory_format, value: float 
     boxes = torch.tensor([[10, 20, 40, 60], [0, 0, 0, 0], [0, 0, 75, 75]], dtype=torch.int32)
     how = Augmentation(image_size=75, re_prob=0.5, re_value=value)
     batch = _batch(3, erase=boxes)
-    device = DeviceTransform(how, num_classes=5, memory_format=memory_format)
-    images, labels = device.train(batch, seed=3)
-    plain = device.eval(batch.images)
+    device = OnDevice(how, memory_format)
+    images, labels = device(batch, seed=3)
+    plain = device.normalise(batch.images)
     changed = (images != plain).any(1)
     assert images.is_contiguous(memory_format=memory_format) and torch.equal(labels, batch.labels)
     assert not changed[1].any() and changed[2].float().mean() > 0.99
     assert changed[0].sum() > 0.99 * 30 * 40 and not changed[0, :10].any() and not changed[0, :, 60:].any()
     if value == "random":
         assert abs(images[2].mean()) < 0.05 and abs(images[2].std() - 1) < 0.05
-        assert torch.equal(images, device.train(batch, seed=3)[0])
-        assert not torch.equal(images, device.train(batch, seed=4)[0])
+        assert torch.equal(images, device(batch, seed=3)[0])
+        assert not torch.equal(images, device(batch, seed=4)[0])
     else:
         assert (images[0, :, 10:40, 20:60] == value).all() and (images[2] == value).all()
 
 
-def _mixing(size: int = 75, **settings: float) -> tuple[DeviceTransform, SimpleNamespace, Tensor, Tensor]:
+def _mixing(size: int = 75, **settings: float) -> tuple[OnDevice, SimpleNamespace, Tensor, Tensor]:
     batch = _batch(size=size)
-    device = DeviceTransform(Augmentation(image_size=75, **settings), num_classes=5)
-    return device, batch, device.eval(batch.images), torch.nn.functional.one_hot(batch.labels, 5).float()
+    device = OnDevice(Augmentation(image_size=75, **settings))
+    return device, batch, device.normalise(batch.images), torch.nn.functional.one_hot(batch.labels, 5).float()
 
 
 def _partner(targets: Tensor, hard: Tensor) -> tuple[Tensor, float]:
@@ -245,7 +256,7 @@ def test_mixup() -> None:
     device, batch, plain, hard = _mixing(mixup=0.8)
     shares = []
     for seed in range(20):
-        images, targets = device.train(batch, seed)
+        images, targets = device(batch, seed)
         order, share = _partner(targets, hard)
         torch.testing.assert_close(images, torch.lerp(plain, plain[order], share), atol=1e-5, rtol=0)
         torch.testing.assert_close(targets.sum(1), torch.ones(8))
@@ -257,7 +268,7 @@ def test_cutmix_share_is_the_pasted_area() -> None:
     device, batch, plain, hard = _mixing(cutmix=1.0)
     areas = set()
     for seed in range(20):
-        images, targets = device.train(batch, seed)
+        images, targets = device(batch, seed)
         order, share = _partner(targets, hard) if not torch.equal(targets, hard) else (torch.arange(8), 0.0)
         pasted = (images != plain).any(1)
         assert torch.equal(images, torch.where(pasted[:, None], plain[order], plain))
@@ -270,7 +281,7 @@ def test_both_take_turns_and_cutmix_prob_is_for_either() -> None:
     device, batch, plain, hard = _mixing(size=24, mixup=1.0, cutmix=1.0, cutmix_prob=0.6)
     kinds = []
     for seed in range(1000):
-        images, targets = device.train(batch, seed)
+        images, targets = device(batch, seed)
         same = (images == plain).float().mean().item()
         kinds.append("none" if same == 1 else "mixup" if same < 0.05 and not torch.equal(targets, hard) else "cutmix")
         if kinds[-1] == "none":
@@ -282,13 +293,13 @@ def test_both_take_turns_and_cutmix_prob_is_for_either() -> None:
 def test_mixing_is_a_function_of_its_seed_and_touches_no_global_generator() -> None:
     device, batch, *_ = _mixing(mixup=0.2, cutmix=1.0)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    first, again, other = device.train(batch, 1), device.train(batch, 1), device.train(batch, 2)
+    first, again, other = device(batch, 1), device(batch, 1), device(batch, 2)
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[1], other[1])
     assert torch.equal(before, torch.get_rng_state()) and np.array_equal(numpy_before, np.random.get_state()[1])
 
 
 def test_one_picture_is_not_mixed() -> None:
-    device = DeviceTransform(Augmentation(image_size=75, mixup=1.0), num_classes=5)
-    images, targets = device.train(_batch(1), 0)
+    device = OnDevice(Augmentation(image_size=75, mixup=1.0))
+    images, targets = device(_batch(1), 0)
     assert images.shape == (1, 3, 75, 75) and torch.equal(targets, torch.tensor([[1.0, 0, 0, 0, 0]]))

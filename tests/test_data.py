@@ -18,8 +18,9 @@ from torch import nn
 
 from inception_v4.accelerator import select
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.augment import DeviceTransform, eval_transform, seeded
+from inception_v4.data.augment import eval_transform, seeded
 from inception_v4.data.loader import Batch, EvalLoader, TrainLoader, WorkerDied
+from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.sources import FolderSource, Source
 from inception_v4.distributed import World
@@ -275,7 +276,7 @@ def test_a_batch_of_unreadable_pictures_is_counted(damaged: FolderSource) -> Non
     result = evaluate(
         nn.Sequential(nn.Flatten(), nn.Linear(3 * 75 * 75, 2)),
         EvalLoader(damaged, how, batch_size=2, workers=0, world=World(), on_corrupt="skip"),
-        transform=DeviceTransform(Augmentation(image_size=75), num_classes=2),
+        prepare=Normalise(Augmentation(image_size=75)),
         precision=Precision(select("cpu")),
         world=World(),
         batch_size=2,

@@ -120,7 +120,7 @@ def test_preprocessing_and_softmax_inside_give_the_same(folder: Path) -> None:
     expected = logits(pictures).softmax(1)
     assert (found - expected).abs().max() < 1e-5 and expected.amax(1).min() < 0.9
     network = open_network(str(file), accelerator_for("onnx", "cpu"), runtime="onnx")
-    through = network.model(network.transform(network.info.preprocessing).eval(pictures)).softmax(1)
+    through = network.model(network.prepare(network.info.preprocessing)(pictures)).softmax(1)
     assert (through - expected).abs().max() < 1e-5
 
 
@@ -151,7 +151,7 @@ def test_openvino_is_written_with_its_description(folder: Path, quick_onnx: None
     assert (folder / "live.bin").stat().st_size > 160e6, "float32, not halved"
     network = open_network(str(folder / "live.xml"), accelerator_for("openvino", "cpu"), runtime="openvino")
     assert network.info.class_names == CLASSES and network.info.preprocessing == HOW
-    found = network.model(network.transform(HOW).eval(drawn(3)))
+    found = network.model(network.prepare(HOW)(drawn(3)))
     assert (found - logits(drawn(3))).abs().max() < 1e-4
 
 
@@ -160,7 +160,7 @@ def test_fixed_batch_and_other_size(folder: Path) -> None:
     network = open_network(str(file), accelerator_for("pt2", "cpu"), runtime="pt2")
     assert network.signature and network.signature.batch_size == 2 and network.info.preprocessing.image_size == 80
     pictures = torch.nn.functional.pad(drawn(5), (2, 3, 2, 3))
-    images = network.transform(network.info.preprocessing).eval(pictures)
+    images = network.prepare(network.info.preprocessing)(pictures)
     assert (network.model(images) - logits(pictures)).abs().max() < 1e-4, "5 pictures through a file for 2"
 
 
@@ -171,7 +171,7 @@ def test_aoti(folder: Path) -> None:
     assert network.signature and network.signature.device == "cpu" and network.info.class_names == CLASSES
     assert "AOTInductor" in network.engine
     for count in (1, 2, 5):
-        found = network.model(network.transform(HOW).eval(drawn(count)))
+        found = network.model(network.prepare(HOW)(drawn(count)))
         assert (found - logits(drawn(count))).abs().max() < 1e-4
 
 

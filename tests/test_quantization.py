@@ -51,7 +51,7 @@ def test_an_8_bit_file_is_small_and_says_nearly_what_the_network_says(folder: Pa
     network = open_network(str(path), accelerator_for(runtime, "cpu"), runtime=runtime, device="cpu")
     assert network.info.class_names == CLASSES
     images = drawn(12)
-    outputs = network.model(network.transform(network.info.preprocessing).eval(images))
+    outputs = network.model(network.prepare(network.info.preprocessing)(images))
     expected = logits(images)
     difference = float((outputs - expected).norm() / (expected - network_bias()).norm())
     assert 1e-4 < difference < 0.2, "8 bits, and the same function"

@@ -38,7 +38,7 @@ def ready(request: pytest.FixtureRequest, folder: Path):
 
 def test_real_photos_give_the_same_logits(ready) -> None:
     pictures = photographs(6)
-    found, expected = ready.model(ready.transform(HOW).eval(pictures)), logits(pictures)
+    found, expected = ready.model(ready.prepare(HOW)(pictures)), logits(pictures)
     assert (found - expected).abs().max() < ROUNDING
     assert (expected[0] - expected[1]).abs().max() > 0.1, "two pictures differ by far more than that"
 
@@ -46,7 +46,7 @@ def test_real_photos_give_the_same_logits(ready) -> None:
 def test_every_batch_size_and_the_description(ready) -> None:
     assert ready.info.class_names == CLASSES and ready.info.preprocessing == HOW
     for count in (1, 2, 5):
-        found = ready.model(ready.transform(HOW).eval(drawn(count)))
+        found = ready.model(ready.prepare(HOW)(drawn(count)))
         assert found.shape == (count, 6) and (found - logits(drawn(count))).abs().max() < ROUNDING
 
 
@@ -150,9 +150,7 @@ def test_another_programs_onnx_file_is_run_with_a_remark(folder: Path, tmp_path:
     foreign = opened(tmp_path / "foreign.onnx")
     assert "does not say how its pictures are prepared; assumed: 75 px" in foreign.messages[0]
     assert foreign.info.num_classes == 6 and foreign.info.class_names is None
-    found = foreign.model(
-        foreign.transform(foreign.info.preprocessing.replace(mean=HOW.mean, std=HOW.std)).eval(drawn(2))
-    )
+    found = foreign.model(foreign.prepare(foreign.info.preprocessing.replace(mean=HOW.mean, std=HOW.std))(drawn(2)))
     assert (found - logits(drawn(2))).abs().max() < ROUNDING
 
 

@@ -13,8 +13,8 @@ from running import TINY, as_flags, differing, final_state, run_script
 
 from inception_v4.accelerator import select
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import EvalLoader
+from inception_v4.data.normalise import Normalise
 from inception_v4.data.shapes import KINDS, draw_shape
 from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
@@ -87,7 +87,7 @@ def figures_of(weights: Path) -> dict[str, Any]:
         EvalLoader(
             pictures, config.augmentation.preprocessing(), batch_size=4, workers=0, world=world, on_corrupt="skip"
         ),
-        transform=DeviceTransform(config.augmentation, num_classes=2, memory_format=accelerator.memory_format()),
+        prepare=Normalise(config.augmentation, accelerator.memory_format()),
         precision=Precision(accelerator),
         world=world,
         batch_size=4,

@@ -21,8 +21,9 @@ from safetensors import safe_open
 
 from inception_v4.accelerator import DeviceError, select
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import Batch
+from inception_v4.data.mixing import MixAndErase
+from inception_v4.data.normalise import Normalise
 from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Augmentation
@@ -199,7 +200,7 @@ def test_accumulation_with_a_remainder_equals_one_big_batch() -> None:
         accelerator = select("cpu")
         learner = Learner(
             model, model, torch.optim.SGD(model.parameters(), 0.1), accelerator.grad_scaler(None, "dynamic"),
-            lambda step: 0.1, make_criterion("ce", 0.1), InDouble(Augmentation(image_size=75), num_classes=3),
+            lambda step: 0.1, make_criterion("ce", 0.1), InDouble(Augmentation(image_size=75)), MixAndErase(Augmentation(image_size=75), num_classes=3),
             Precision(accelerator),
         )  # fmt: skip
         parts = zip(images.split(sizes), labels.split(sizes), torch.arange(5).split(sizes), strict=True)
@@ -211,6 +212,6 @@ def test_accumulation_with_a_remainder_equals_one_big_batch() -> None:
     assert (weights_after(1, 4) - start.last_linear.weight).abs().max() > 1e-4, "the update is not nothing"
 
 
-class InDouble(DeviceTransform):
-    def train(self, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return super().train(batch, seed)[0].double(), batch.labels
+class InDouble(Normalise):
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return super().__call__(images).double()

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from inception_v4.accelerator import Accelerator
-from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.folders import holds_classes
 from inception_v4.data.loader import TrainLoader, on_device, worker_count
+from inception_v4.data.mixing import MixAndErase
+from inception_v4.data.normalise import Normalise
 from inception_v4.data.sources import FolderSource, Source, Subset, existing_folder
 from inception_v4.distributed import World
 from inception_v4.settings.schema import Augmentation, Data
@@ -96,11 +97,11 @@ def _speed(batches: Iterable[Tensor]) -> float:
 def _ours(source: Source, data: Data, augmentation: Augmentation, accelerator: Accelerator) -> EpochOf:
     loader = TrainLoader(source, data, augmentation, world=World(), seed=0, pin_memory=accelerator.pin_memory)
     layout = accelerator.memory_format(None)
-    transform = DeviceTransform(augmentation, num_classes=_CLASSES, memory_format=layout)
+    normalise, mix = Normalise(augmentation, layout), MixAndErase(augmentation, num_classes=_CLASSES)
 
     def batches(number: int) -> Iterator[Tensor]:
         for batch in on_device(loader.epoch(number), accelerator):
-            yield transform.train(batch, number)[0]
+            yield mix(normalise(batch.images), batch, number)[0]
 
     return batches
 

@@ -5,12 +5,11 @@ What a worker does at random is drawn from one generator per sample.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +25,6 @@ from inception_v4.settings.schema import Augmentation
 Transform = Callable[[Tensor], Tensor]
 
 
-class LabelledImages(Protocol):
-    """What is needed of `data.Batch`."""
-
-    images: Tensor
-    labels: Tensor
-    erase: Tensor | None
-
-
 def eval_transform(preprocessing: Preprocessing) -> Transform:
     """Deterministic: [3, H, W] to [3, S, S] uint8."""
     return EvalTransform(preprocessing)
@@ -42,7 +33,7 @@ def eval_transform(preprocessing: Preprocessing) -> Transform:
 class TrainTransform:
     """Random: a stored picture to [3, S, S] uint8 in two steps, so that only what is needed is decoded.
 
-    `box` chooses the part of the picture, the call makes the input of it. Erasing and mixing are `DeviceTransform`'s.
+    `box` chooses the part of the picture, the call makes the input of it. Erasing and mixing are `MixAndErase`'s.
 
     Raises:
         ValueError: `auto_augment` is not understood.
@@ -175,105 +166,3 @@ def draw_erased_box(how: Augmentation, rng: Random) -> Tensor:
                 top, left = below(rng, size - height + 1), below(rng, size - width + 1)
                 return torch.tensor([top, left, top + height, left + width], dtype=torch.int32)
     return torch.zeros(4, dtype=torch.int32)
-
-
-class DeviceTransform:
-    """What happens to a batch on the device: normalise, erase, mix. It never makes the host wait for the device.
-
-    Args:
-        settings: an Augmentation (training) or a Preprocessing (evaluation alone).
-        num_classes: width of mixed targets.
-        memory_format: of the float images.
-    """
-
-    def __init__(
-        self,
-        settings: Augmentation | Preprocessing,
-        *,
-        num_classes: int,
-        memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> None:
-        self._settings = settings
-        self._num_classes = num_classes
-        self._memory_format = memory_format
-        self._mean = torch.tensor(settings.mean).mul(255).view(1, -1, 1, 1)
-        self._std = torch.tensor(settings.std).mul(255).view(1, -1, 1, 1)
-
-    def eval(self, images: Tensor) -> Tensor:
-        """Normalised: [B, 3, S, S] uint8 to float32."""
-        images = images.contiguous(memory_format=self._memory_format)  # while a pixel is one byte
-        mean, std = self._constants(images)
-        return images.float().sub_(mean).div_(std)
-
-    def _constants(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation as they are laid out in `images`, on their device.
-
-        With channels last one value per channel would be read in runs of three, and a CPU takes longer for that.
-        """
-        width = images.shape[3] if self._memory_format == torch.channels_last else 1
-        if self._mean.device != images.device or self._mean.shape[3] != width:
-            self._mean, self._std = (
-                row[..., :1].expand(-1, -1, -1, width).to(images.device).contiguous(memory_format=self._memory_format)
-                for row in (self._mean, self._std)
-            )
-        return self._mean, self._std
-
-    def train(self, batch: LabelledImages, seed: int) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, S, S] float32, and labels [B] int64 or, with mixup or cutmix, targets [B, K] float32.
-
-        `seed` decides about the mixing. Targets are not smoothed: that is the loss's part on either kind.
-        """
-        how = self._settings
-        assert isinstance(how, Augmentation)
-        images = self.eval(batch.images)
-        if batch.erase is not None:
-            images = _erase(images, batch.erase, how.re_value, seed)
-        targets = batch.labels
-        if how.mixup or how.cutmix:
-            targets = torch.zeros(len(images), self._num_classes, device=images.device)
-            targets.scatter_(1, batch.labels[:, None], 1.0)
-            images, targets = _mix(images, targets, how, seed)
-        return images.contiguous(memory_format=self._memory_format), targets
-
-
-def _erase(images: Tensor, boxes: Tensor, value: float | str, seed: int) -> Tensor:
-    """`boxes` [B, 4] of `images` filled with `value`, or with standard normal noise."""
-    top, left, bottom, right = boxes.to(torch.int64)[:, :, None, None, None].unbind(1)  # each [B, 1, 1, 1]
-    rows = torch.arange(images.shape[2], device=images.device)[:, None]
-    columns = torch.arange(images.shape[3], device=images.device)
-    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)  # [B, 1, S, S]
-    if isinstance(value, str):
-        generator = torch.Generator(images.device).manual_seed(seed)
-        noise = torch.randn(images.shape, generator=generator, device=images.device)
-        return torch.where(inside, noise, images)
-    return images.masked_fill_(inside, value)
-
-
-def _mix(images: Tensor, targets: Tensor, how: Augmentation, seed: int) -> tuple[Tensor, Tensor]:
-    """Mixup or cutmix of each picture with the one `shift` places further on.
-
-    One lambda, box and shift per batch, drawn on the host: a rotation pairs at random, since the order of a batch
-    is random, and needs nothing copied to the device.
-    """
-    rng = np.random.default_rng(seed)
-    if len(images) < 2 or rng.random() >= how.cutmix_prob:
-        return images, targets
-    shift = int(rng.integers(1, len(images)))
-    if how.cutmix and (not how.mixup or rng.random() < 0.5):
-        top, left, bottom, right = _cutmix_box(rng, how.cutmix, images.shape[2], images.shape[3])
-        share = (bottom - top) * (right - left) / (images.shape[2] * images.shape[3])
-        images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].roll(shift, 0)
-    else:
-        share = rng.beta(how.mixup, how.mixup)
-        images = torch.lerp(images, images.roll(shift, 0), share)
-    return images, torch.lerp(targets, targets.roll(shift, 0), share)
-
-
-def _cutmix_box(rng: np.random.Generator, alpha: float, height: int, width: int) -> tuple[int, int, int, int]:
-    """A box of the picture's aspect around a uniform centre, cut off at the border: top, left, bottom, right."""
-    side = math.sqrt(1 - rng.beta(alpha, alpha))
-    y, x = int(rng.integers(height)), int(rng.integers(width))
-    half_height, half_width = int(height * side) // 2, int(width * side) // 2
-    return (
-        max(0, y - half_height), max(0, x - half_width), min(height, y + half_height), min(width, x + half_width)
-    )  # fmt: skip

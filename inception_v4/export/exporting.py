@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from inception_v4.data.augment import DeviceTransform
+from inception_v4.data.normalise import Normalise
 from inception_v4.export.formats import (
     FORMATS,
     OPSETS,
@@ -172,8 +172,8 @@ def _check(plan: Plan, row: Format, path: Path, report: ExportReport) -> None:
         report.checks.append(f"none: {path.suffix} files run on their own device only")
         return
     pictures = check_pictures(plan.info) if plan.compared is None else plan.compared
-    normalise = DeviceTransform(plan.info.preprocessing, num_classes=plan.info.num_classes)
-    expected = plan.network(normalise.eval(pictures))
+    normalise = Normalise(plan.info.preprocessing)
+    expected = plan.network(normalise(pictures))
     expected = expected.softmax(1) if plan.signature.softmax else expected
     run, engine = row.open(path.with_suffix(row.compared or path.suffix), plan.target.device)
     inputs = plan.inputs(pictures).to(plan.target.device if row is FORMATS["aoti"] else "cpu")

@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inception_v4.accelerator import select
-from inception_v4.data.augment import DeviceTransform, eval_transform
+from inception_v4.data.augment import eval_transform
+from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import read_picture
 from inception_v4.data.shapes import KINDS, draw_shape
 from inception_v4.export import mindir
 from inception_v4.export.om import AtcError, OmTarget, aipp_config, atc_command, run_atc
 from inception_v4.export.quantization import draw_pictures, quantize
-from inception_v4.inference.network import PixelTransform, Signature, export_description
+from inception_v4.inference.network import Signature, as_pixels, export_description
 from inception_v4.inference.sessions import METADATA_KEY, RUNTIMES, require
 from inception_v4.network.fusion import fuse
 from inception_v4.network.model import InceptionV4
@@ -93,8 +94,7 @@ class Plan:
 
     def inputs(self, pictures: Tensor) -> Tensor:
         """uint8 [N, C, S, S] as the file takes them."""
-        kind = PixelTransform if self.signature.preprocess else DeviceTransform
-        return kind(self.info.preprocessing, num_classes=self.info.num_classes).eval(pictures)
+        return (as_pixels if self.signature.preprocess else Normalise(self.info.preprocessing))(pictures)
 
     def module(self) -> Deployed:
         return Deployed(self.network, self.info, self.signature).eval()

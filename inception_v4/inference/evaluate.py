@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import on_device
 from inception_v4.distributed import World
 from inception_v4.inference.metrics import topk_hits
@@ -43,12 +42,14 @@ def evaluate(
     model: Callable[[Tensor], Tensor],
     batches: Iterable[Any],
     *,
-    transform: DeviceTransform,
+    prepare: Callable[[Tensor], Tensor],
     precision: Precision,
     world: World,
     batch_size: int,
 ) -> Evaluation:
     """Cross-entropy (no smoothing), top-1 and top-5 of `model` in evaluation mode.
+
+    `prepare` makes the network's input of a batch's uint8 pictures.
 
     Each process sees its own pictures; the result is the same in all of them and for any number of them: a short
     last batch is filled up with zeros that are not counted (so that every picture meets the same kernels), and the
@@ -61,7 +62,7 @@ def evaluate(
         count = len(batch.labels)
         if count == 0:
             continue
-        images = transform.eval(batch.images)
+        images = prepare(batch.images)
         if count < batch_size:
             images = torch.cat([images, images.new_zeros((batch_size - count, *images.shape[1:]))])
         with precision.autocast():

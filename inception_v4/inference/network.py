@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inception_v4.accelerator import Accelerator, select
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.augment import DeviceTransform
+from inception_v4.data.normalise import Normalise
 from inception_v4.inference.factory import open_model
 from inception_v4.inference.sessions import RUNTIMES, ExportedFileError, Session
 from inception_v4.network.fusion import fuse
@@ -47,12 +47,9 @@ class Signature:
     device: str | None = None
 
 
-class PixelTransform(DeviceTransform):
-    """For networks that normalise by themselves."""
-
-    def eval(self, images: Tensor) -> Tensor:
-        """[B, C, S, S] uint8 to [B, S, S, C] uint8."""
-        return images.permute(0, 2, 3, 1).contiguous()
+def as_pixels(images: Tensor) -> Tensor:
+    """[B, C, S, S] uint8 to [B, S, S, C] uint8, for networks that normalise by themselves."""
+    return images.permute(0, 2, 3, 1).contiguous()
 
 
 @dataclass
@@ -60,7 +57,7 @@ class OpenNetwork:
     """A network in evaluation mode, wherever it runs.
 
     Attributes:
-        model: a batch as `transform` makes it to logits [B, K], or to their logarithm up to a constant per picture.
+        model: a batch as `prepare` makes it to logits [B, K], or to their logarithm up to a constant per picture.
         info: how to use it.
         accelerator: where it takes batches from.
         engine: what runs it, for people.
@@ -76,7 +73,7 @@ class OpenNetwork:
     signature: Signature | None = None
     layout: torch.memory_format = torch.contiguous_format
 
-    def transform(self, preprocessing: Preprocessing) -> DeviceTransform:
+    def prepare(self, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
         """What happens to a batch of uint8 pictures before `model`.
 
         Raises:
@@ -84,8 +81,9 @@ class OpenNetwork:
         """
         if self.signature is not None:
             self._check_fixed(preprocessing, self.signature)
-        kind = PixelTransform if self.signature and self.signature.preprocess else DeviceTransform
-        return kind(preprocessing, num_classes=self.info.num_classes, memory_format=self.layout)
+        if self.signature is not None and self.signature.preprocess:
+            return as_pixels
+        return Normalise(preprocessing, self.layout)
 
     def precision(self, amp: str) -> Precision:
         """Where and in what type `model` computes.

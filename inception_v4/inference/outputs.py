@@ -15,13 +15,11 @@ from torch import Tensor
 
 from inception_v4.accelerator import select
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import Batch
 from inception_v4.distributed import World
 from inception_v4.inference.evaluate import evaluate
 from inception_v4.inference.metrics import class_table
 from inception_v4.inference.validate import suspicions
-from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsInfo
 from inception_v4.weights.class_names import class_names_of
 
@@ -39,13 +37,6 @@ _SUMS_TO_ONE = 1e-2
 
 class OutputsError(ValueError):
     """Outputs or labels that cannot be scored; one line with the file and the remedy."""
-
-
-class _AsTheyAre(DeviceTransform):
-    """Outputs in the place of pictures."""
-
-    def eval(self, images: Tensor) -> Tensor:
-        return images
 
 
 def score_outputs(folder: str | Path, labels: str | Path) -> tuple[dict[str, Any], list[str]]:
@@ -79,7 +70,7 @@ def score_outputs(folder: str | Path, labels: str | Path) -> tuple[dict[str, Any
     result = evaluate(
         lambda outputs: outputs,
         _batches(rows, torch.tensor(known)),
-        transform=_AsTheyAre(Preprocessing(), num_classes=rows.shape[1]),
+        prepare=lambda outputs: outputs,
         precision=Precision(select("cpu")),
         world=World(),
         batch_size=_BATCH,

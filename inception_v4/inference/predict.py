@@ -79,7 +79,7 @@ class Predictor:
         self._precision = network.precision(amp)
         self._model = network.model
         self._resize = eval_transform(self.preprocessing)
-        self._normalise = network.transform(self.preprocessing)
+        self._prepare = network.prepare(self.preprocessing)
 
     def __call__(self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5) -> list[Prediction]:
         """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W]."""
@@ -98,7 +98,7 @@ class Predictor:
         """Softmax outputs [B, K] of one batch, float32 on the host."""
         decoded = [p if isinstance(p, Tensor) else read_picture(Path(p)) for p in pictures]
         images = torch.stack([self._resize(picture) for picture in decoded])
-        images = self._normalise.eval(images.to(self._precision.accelerator.device))
+        images = self._prepare(images.to(self._precision.accelerator.device))
         with self._precision.autocast():
             logits = self._model(images)
         return logits.float().softmax(dim=1).cpu()

@@ -63,7 +63,7 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
         result = evaluate(
             network.model,
             track(loader, "validating", len(loader)) if world.is_main else loader,
-            transform=network.transform(preprocessing),
+            prepare=network.prepare(preprocessing),
             precision=network.precision(config.training.val_amp or config.training.amp),
             world=world,
             batch_size=batch_size,

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from inception_v4.accelerator import Accelerator, DeviceError
 from inception_v4.accelerator.precision import Precision
 from inception_v4.console import say
-from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import EvalLoader, TrainLoader
+from inception_v4.data.mixing import MixAndErase
+from inception_v4.data.normalise import Normalise
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World, average_buffers, share_gradients, synchronise_batch_norm
 from inception_v4.files import atomic_write
@@ -258,7 +259,8 @@ def _learner(
             plan.num_cycles, plan.cycle_decay,
         ),
         criterion=make_criterion(training.loss, training.label_smoothing),
-        transform=DeviceTransform(config.augmentation, num_classes=classes, memory_format=layout),
+        normalise=Normalise(config.augmentation, layout),
+        mix=MixAndErase(config.augmentation, num_classes=classes),
         precision=precision,
         ema=Ema(network, decay=opt.ema_decay, warmup=opt.ema_warmup) if opt.ema else NoEma(),
         accum_steps=opt.accum_steps,

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.augment import DeviceTransform
 from inception_v4.data.loader import on_device
+from inception_v4.data.mixing import MixAndErase
+from inception_v4.data.normalise import Normalise
 from inception_v4.training.optim import Ema, NoEma, clip_gradients, set_learning_rate
 from inception_v4.training.schedule import LearningRate
 
@@ -35,7 +36,8 @@ class Learner:
     scaler: Any
     rate: LearningRate
     criterion: Callable[[Tensor, Tensor], Tensor]
-    transform: DeviceTransform
+    normalise: Normalise
+    mix: MixAndErase
     precision: Precision
     ema: Ema | NoEma = field(default_factory=NoEma)
     accum_steps: int = 1
@@ -113,7 +115,7 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
         if number < len(group) - 1 and isinstance(compute, DistributedDataParallel):
             waits = compute.no_sync()
         with waits:
-            inputs, targets = learner.transform.train(batch, seed)
+            inputs, targets = learner.mix(learner.normalise(batch.images), batch, seed)
             with learner.precision.autocast():
                 logits = learner.compute(inputs)
             loss = learner.criterion(logits.float(), targets) * (len(batch.labels) / images)

@@ -261,7 +261,7 @@ def _evaluate(job: Job, model: nn.Module) -> Evaluation:
         return evaluate(
             model,
             job.val_loader,
-            transform=job.learner.transform,
+            prepare=job.learner.normalise,
             precision=precision,
             world=job.world,
             batch_size=config.data.val_batch_size or config.data.batch_size,

@@ -201,7 +201,8 @@ def _check_outputs(
 def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tensor]:
     """Normalised batches [B, C, S, S] by name."""
     # Only here: torchvision takes longer to start than a conversion.
-    from inception_v4.data.augment import DeviceTransform, eval_transform
+    from inception_v4.data.augment import eval_transform
+    from inception_v4.data.normalise import Normalise
     from inception_v4.data.pictures import read_picture
 
     how = info.preprocessing
@@ -212,7 +213,7 @@ def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tenso
     if files:
         shrink = eval_transform(how)
         batches["given pictures"] = torch.stack([shrink(read_picture(file)) for file in files])
-    normalise = DeviceTransform(how, num_classes=info.num_classes).eval
+    normalise = Normalise(how)
     return {name: normalise(batch) for name, batch in batches.items()}
 
 

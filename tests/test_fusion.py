@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -114,6 +115,36 @@ def test_fused_takes_the_place_of_the_plain_model() -> None:
     assert sum(isinstance(module, nn.Conv2d) for module in fused.modules()) == 149 - 3 * 14
     with pytest.raises(ValueError, match="75"):
         fused(images(1, 74))
+
+
+def _broken(*args: object, **options: object) -> Tensor:
+    raise RuntimeError("mkldnn::_convolution_pointwise() is missing value for argument 'algorithm'")
+
+
+def _wrong(convolution: nn.Conv2d, x: Tensor, *args: object, **options: object) -> Tensor:
+    return convolution(x.float())  # and no ReLU
+
+
+@pytest.mark.parametrize("convolve", [_broken, _wrong])
+def test_a_torch_without_the_private_operators_computes_the_same(
+    monkeypatch: pytest.MonkeyPatch, convolve: Callable[..., Tensor]
+) -> None:
+    x = images().float().contiguous(memory_format=torch.channels_last)
+    model = copy.deepcopy(shallow()).float().to(memory_format=torch.channels_last)
+    monkeypatch.setattr(onednn, "convolve", convolve)
+    onednn._types.cache_clear()
+    try:
+        assert onednn._types() == frozenset()
+        assert difference(fuse(model)(x), shallow()(x.double())) < 1e-4
+    finally:
+        onednn._types.cache_clear()
+
+
+def test_trying_the_operators_draws_no_random_numbers() -> None:
+    before = torch.get_rng_state()
+    onednn._types.cache_clear()
+    onednn._types()
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_gradients_of_the_input_still_flow() -> None:

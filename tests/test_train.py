@@ -194,13 +194,14 @@ def test_accumulation_with_a_remainder_equals_one_big_batch() -> None:
     images = torch.randint(0, 256, (5, 3, 75, 75), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 1, 0])
     start = enliven(InceptionV4(3, drop_rate=0.0)).double().eval()
+    how = Augmentation(image_size=75)
 
     def weights_after(*sizes: int) -> torch.Tensor:
         model = copy.deepcopy(start)
         accelerator = select("cpu")
         learner = Learner(
             model, model, torch.optim.SGD(model.parameters(), 0.1), accelerator.grad_scaler(None, "dynamic"),
-            lambda step: 0.1, make_criterion("ce", 0.1), InDouble(Augmentation(image_size=75)), MixAndErase(Augmentation(image_size=75), num_classes=3),
+            lambda step: 0.1, make_criterion("ce", 0.1), InDouble(how), MixAndErase(how, num_classes=3),
             Precision(accelerator),
         )  # fmt: skip
         parts = zip(images.split(sizes), labels.split(sizes), torch.arange(5).split(sizes), strict=True)

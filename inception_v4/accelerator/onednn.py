@@ -1,7 +1,8 @@
 """Convolutions on the CPU whose weights lie as oneDNN's kernels read them, with ReLU in the same pass.
 
 In eager mode torch lays the weights of every convolution out anew in each forward pass, which takes a fifth of the time
-of a single picture. The operators used here are the ones that torch's compiler writes when it freezes a network.
+of a single picture. The operators used here are the ones that torch's compiler writes when it freezes a network. They
+are private to torch: they are tried once, and where they are missing or compute something else, nothing here applies.
 """
 
 from __future__ import annotations
@@ -43,9 +44,31 @@ def type_for(x: Tensor, convolution: nn.Conv2d) -> dtype | None:
 def _types() -> frozenset[dtype]:
     import torch
 
-    if not torch.backends.mkldnn.is_available() or torch.ops.mkldnn._is_mkldnn_acl_supported():
-        return frozenset()  # on Arm ReLU is not part of the operator
-    return frozenset({torch.float32} | ({torch.bfloat16} if torch.ops.mkldnn._is_mkldnn_bf16_supported() else set()))
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
+    return frozenset(kind for kind in (torch.float32, torch.bfloat16) if _computes(kind))
+
+
+def _computes(kind: dtype) -> bool:
+    """Whether this torch's operators give a convolution with ReLU in type `kind`, with native kernels."""
+    import torch
+
+    try:
+        # On Arm ReLU is not part of the operator; emulated bfloat16 is slower than float32.
+        if torch.ops.mkldnn._is_mkldnn_acl_supported():
+            return False
+        if kind is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        with torch.no_grad():
+            convolution = torch.nn.Conv2d(16, 16, 3, padding=1, device="meta").to_empty(device="cpu")
+            for number, parameter in enumerate((convolution.weight, convolution.bias)):
+                parameter.copy_(torch.linspace(-1, 1, parameter.numel()).sin().view_as(parameter) + 0.1 * number)
+            x = torch.linspace(-1, 1, 16 * 25).cos().view(1, 16, 5, 5).contiguous(memory_format=torch.channels_last)
+            expected = convolution(x).relu()
+            found = convolve(convolution, x.to(kind), *lay_out(convolution, kind, tuple(x.shape)), relu=True)
+    except (AttributeError, RuntimeError, TypeError):  # another torch: no such operator, or with other arguments
+        return False
+    return bool((found.float() - expected).norm() < 0.02 * expected.norm())
 
 
 def lay_out(convolution: nn.Conv2d, kind: dtype, shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import io
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from photos import encoded
-from test_matfile import META
 
 from inception_v4.data import imagenet
 from inception_v4.data.shapes import draw_shape
@@ -21,6 +23,15 @@ from inception_v4.settings.schema import Data
 
 WNIDS = ("n01440764", "n02123045", "n01496331")
 TRUTH = (3, 1, 2, 2, 3)
+
+# Written by scipy.io.savemat: a structure array like that of ImageNet's meta.mat, three leaves and their parent.
+META = base64.b64decode(
+    "TUFUTEFCIDUuMCBNQVQtZmlsZSAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgIC"
+    "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAAAAAAAAAAAAABSU0PAAAAHAEAAHic42NgYDjAxsAARAwcQMzEAAGsUD4LEDNCMTsQF1fmFaeW"
+    "FAPlWRj4oOIhQOzpExwW5GxkYGgU7+nCEO4HJOCgPL8opRjOS8/JL0bw8kpz45MzMnNSilLzGBgQLBgA2WHBgHAfG5r7GJEwCHBCxSHggz1IvwOSfh"
+    "Ys+jmR9AtA+XkGhiYmBuZmJkjuIGQOD5o5IH5Jal5yho5CSGZeciLMHAM85sAAsjmUhwOmvej60e3lpI69DuSHv5GhkbGBiSmSOwiZQ2z4EzKHgwHT"
+    "PYkKaZnFGQqHV1InXAYoPjgoiA9DE0szY2NDJHcQMmc0P6DbK0BB+AOBobmJAZI7CJkzeMMfkg49COhnRtMvAdf/wR7KcICZBwB7J0L3"
+)
 
 
 def _jpeg(seed: int) -> bytes:
@@ -169,3 +180,34 @@ def test_too_little_room_is_seen_beforehand(root: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(imagenet.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(imagenet.DiskFull, match=r"has 0\.0 GB free"):
         _open(root, "train")
+
+
+def test_the_classes_of_the_development_kit() -> None:
+    assert imagenet.read_synsets(META) == {1: "n01440764", 2: "n02123045", 3: "n01496331", 4: "n00001740"}
+
+
+@pytest.mark.parametrize("end", [0, 100, 132, 200, len(META) - 1])
+def test_a_truncated_meta_mat_is_refused(end: int) -> None:
+    with pytest.raises(ValueError, match=r"meta\.mat is damaged"):
+        imagenet.read_synsets(META[:end])
+
+
+def test_a_damaged_meta_mat_is_read_or_refused() -> None:
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(META)
+        data[rng.integers(128, len(data))] = rng.integers(256)
+        try:
+            imagenet.read_synsets(bytes(data))
+        except ValueError:
+            refused += 1
+    assert refused > 200
+
+
+def test_without_scipy_nothing_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    data = Data(dataset="imagenet", data_dir=str(tmp_path), extract=True)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'inception-v4\[imagenet\]'"):
+        open_source(data, "train", world=World(), seed=0)
+    assert list(tmp_path.iterdir()) == []

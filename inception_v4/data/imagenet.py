@@ -7,17 +7,17 @@ the finished folder appears at once under its name.
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from inception_v4.data.matfile import read_mat
 from inception_v4.files import build_once
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -128,12 +128,38 @@ def _existing(archive: Path) -> Path:
 def _val_wnids(root: Path) -> list[str]:
     """Class of each validation picture, by its number."""
     truth = _devkit_file(root, "data/ILSVRC2012_validation_ground_truth.txt").split()
-    synsets = read_mat(_devkit_file(root, "data/meta.mat"))["synsets"]
-    wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+    wnids = read_synsets(_devkit_file(root, "data/meta.mat"))
     unknown = {int(number) for number in truth} - set(wnids)
     if unknown:
         raise ValueError(f"{root}: meta.mat of the development kit lacks class {min(unknown)} of its ground truth")
     return [wnids[int(number)] for number in truth]
+
+
+def mat_reader() -> Callable[..., Any]:
+    """SciPy's reader of MATLAB files; raises ModuleNotFoundError where it is not installed."""
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise ModuleNotFoundError(
+            "extract: the validation pictures' classes are in a MATLAB file, which SciPy reads: "
+            "pip install 'inception-v4[imagenet]'"
+        ) from error
+    return loadmat
+
+
+def read_synsets(meta: bytes) -> dict[int, str]:
+    """WordNet's name of each class by ImageNet's number, from the development kit's `meta.mat`.
+
+    Raises:
+        ModuleNotFoundError: as `mat_reader`.
+        ValueError: it is not that file, or damaged.
+    """
+    loadmat = mat_reader()
+    try:
+        synsets = loadmat(io.BytesIO(meta), simplify_cells=True)["synsets"]
+        return {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
+    except Exception as error:  # SciPy raises whatever it trips over in damaged files
+        raise ValueError(f"the development kit's meta.mat is damaged ({error}): fetch it again") from error
 
 
 def _devkit_file(root: Path, name: str) -> bytes:

@@ -222,6 +222,7 @@ def _open_imagenet(data: Data, split: str, world: World, seed: int) -> Source:
         (imagenet.TRAIN_TAR, imagenet.extract_train) if split == "train" else (imagenet.VAL_TAR, imagenet.extract_val)
     )
     if data.extract:
+        imagenet.mat_reader()  # Not only after the hours that unpacking the training pictures takes.
         with world.main_first():
             if not folder.is_dir():
                 extract(root, folder)

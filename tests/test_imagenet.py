@@ -208,6 +208,6 @@ def test_a_damaged_meta_mat_is_read_or_refused() -> None:
 def test_without_scipy_nothing_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.io", None)
     data = Data(dataset="imagenet", data_dir=str(tmp_path), extract=True)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'inception-v4\[imagenet\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'inception-v4\[imagenet\]'"):
         open_source(data, "train", world=World(), seed=0)
     assert list(tmp_path.iterdir()) == []

@@ -61,7 +61,7 @@ def _computes(kind: dtype) -> bool:
             return False
         with torch.no_grad():
             convolution = torch.nn.Conv2d(16, 16, 3, padding=1, device="meta").to_empty(device="cpu")
-            for number, parameter in enumerate((convolution.weight, convolution.bias)):
+            for number, parameter in enumerate(convolution.parameters()):
                 parameter.copy_(torch.linspace(-1, 1, parameter.numel()).sin().view_as(parameter) + 0.1 * number)
             x = torch.linspace(-1, 1, 16 * 25).cos().view(1, 16, 5, 5).contiguous(memory_format=torch.channels_last)
             expected = convolution(x).relu()

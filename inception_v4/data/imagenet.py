@@ -136,11 +136,11 @@ def _val_wnids(root: Path) -> list[str]:
 
 
 def mat_reader() -> Callable[..., Any]:
-    """SciPy's reader of MATLAB files; raises ModuleNotFoundError where it is not installed."""
+    """SciPy's reader of MATLAB files; raises ValueError where it is not installed."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise ValueError(
             "extract: the validation pictures' classes are in a MATLAB file, which SciPy reads: "
             "pip install 'inception-v4[imagenet]'"
         ) from error
@@ -151,8 +151,7 @@ def read_synsets(meta: bytes) -> dict[int, str]:
     """WordNet's name of each class by ImageNet's number, from the development kit's `meta.mat`.
 
     Raises:
-        ModuleNotFoundError: as `mat_reader`.
-        ValueError: it is not that file, or damaged.
+        ValueError: it is not that file, or damaged, or there is no SciPy.
     """
     loadmat = mat_reader()
     try:

@@ -39,7 +39,7 @@ LAZY = "__init__"
 
 PROTOCOLS = {
     "cli": {"command"},
-    "settings.dialects": {"COMBINATIONS", "DEFAULTS", "RULES", "SIGNS", "implied"},
+    "settings.dialects": {"COMBINATIONS", "DEFAULTS", "RULES", "SIGNS", "dropped", "implied"},
     "weights.layouts": {"PREPROCESSING", "decode", "encode", "table"},
 }
 """Names that every file of a folder has, so that a registry can hold one row for each."""

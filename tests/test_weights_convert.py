@@ -16,7 +16,7 @@ from weights_cases import equal, fresh, logits, network, state
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Optimizer
 from inception_v4.training.optim import RMSpropTF, parameter_groups
-from inception_v4.weights import FORMATS, WeightsError, WeightsInfo, read_weights, save_weights
+from inception_v4.weights import LAYOUTS, WeightsError, WeightsInfo, read_weights, save_weights
 from inception_v4.weights.convert import convert_weights
 from inception_v4.weights.files import msckpt
 from inception_v4.weights.layouts import mindcv
@@ -76,14 +76,14 @@ def test_outputs_are_compared_on_random_and_given_pictures(folder, tmp_path):
 
 def test_a_damaged_result_does_not_pass(folder, tmp_path, monkeypatch):
     """The negative control: the file that is read back is not the one that was meant."""
-    original = FORMATS["mindcv"].encode
+    original = LAYOUTS["mindcv"].encode
 
     def wrong(weights, info, notes):
         tensors = original(weights, info, notes)
         return tensors | {"features.3.branch_0.bn.beta": tensors["features.3.branch_0.bn.beta"] + 0.1}
 
     monkeypatch.setitem(
-        FORMATS, "mindcv", FORMATS["mindcv"].__class__(**{**FORMATS["mindcv"].__dict__, "encode": wrong})
+        LAYOUTS, "mindcv", LAYOUTS["mindcv"].__class__(**{**LAYOUTS["mindcv"].__dict__, "encode": wrong})
     )
     report = convert_weights(folder / "net.safetensors", tmp_path / "a.ckpt", verify=True)
     assert not report.passed

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from weights_cases import network, tiny_state
 
-from inception_v4.weights import FORMATS, Weights, WeightsError, WeightsInfo, read_weights
+from inception_v4.weights import LAYOUTS, Weights, WeightsError, WeightsInfo, read_weights
 from inception_v4.weights.files import containers, msckpt
 from inception_v4.weights.files.mindspore import from_tensor
 from inception_v4.weights.writing import write_weights
@@ -114,7 +114,7 @@ def test_damaged_files(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("layout", "suffix"),
-    [(layout, suffix) for layout in FORMATS for suffix in FORMATS[layout].suffixes if suffix not in (".pt", ".bin")],
+    [(layout, suffix) for layout in LAYOUTS for suffix in LAYOUTS[layout].suffixes if suffix not in (".pt", ".bin")],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_networks_are_complete_or_refused(tmp_path, layout, suffix):

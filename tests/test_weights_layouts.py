@@ -14,7 +14,7 @@ from torch import nn
 from weights_cases import equal, fresh, logits, network, save, tiny_state
 
 from inception_v4.preprocessing import IMAGENET_MEAN, Preprocessing
-from inception_v4.weights import FORMATS, Weights, WeightsError, WeightsInfo
+from inception_v4.weights import LAYOUTS, Weights, WeightsError, WeightsInfo
 from inception_v4.weights.files import msckpt
 from inception_v4.weights.files.mindspore import from_tensor
 from inception_v4.weights.layouts import mindcv, modelzoo, tfslim
@@ -30,7 +30,7 @@ PARAMETERS = json.loads((Path(__file__).parent / "mindspore" / "fixtures" / "min
 
 def encoded(layout: str, state: dict, **info) -> dict:
     classes = state["last_linear.bias"].shape[0]
-    return FORMATS[layout].encode(state, WeightsInfo(classes, **info), [])
+    return LAYOUTS[layout].encode(state, WeightsInfo(classes, **info), [])
 
 
 def write_ckpt(path: Path, tensors: dict) -> Path:
@@ -74,14 +74,14 @@ def test_tfslim_names_and_shapes():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_renaming_layouts_are_bit_exact(tmp_path, layout, dtype):
     state = {n: t.to(dtype) if t.is_floating_point() else torch.tensor(0) for n, t in tiny_state().items()}
-    for suffix in FORMATS[layout].suffixes:
+    for suffix in LAYOUTS[layout].suffixes:
         path = tmp_path / f"a{suffix}"
         write_weights(Weights(state, WeightsInfo()), path, layout=layout)
         assert equal(read_weights(path).state, state)
 
 
 def test_names_alone_decide_the_layout():
-    for layout in FORMATS:
+    for layout in LAYOUTS:
         expected = "torch" if layout == "cadene" else layout
         assert layout_of(encoded(layout, tiny_state())) == expected
     old = {name.replace("last_linear", "classif") for name in tiny_state()}
@@ -168,7 +168,7 @@ def test_another_epsilon_is_moved_into_the_variances(tmp_path, layout):
     model = enliven(fresh(10, bn_eps=1e-5))
     with torch.no_grad():
         model.features[1].bn.running_var[:9] = 1e-6
-    suffix = FORMATS[layout].suffixes[0]
+    suffix = LAYOUTS[layout].suffixes[0]
     write_weights(
         Weights(dict(model.state_dict()), WeightsInfo(10, bn_eps=1e-5)), tmp_path / f"a{suffix}", layout=layout
     )
@@ -289,7 +289,7 @@ def test_usual_preprocessing_of_each_layout(tmp_path):
     }
     expected["modelzoo"] = expected["mindcv"].replace(crop_pct=1.0)
     for layout, preprocessing in expected.items():
-        path = tmp_path / f"a{FORMATS[layout].suffixes[0]}"
+        path = tmp_path / f"a{LAYOUTS[layout].suffixes[0]}"
         write_weights(Weights(tiny_state(), WeightsInfo()), path, layout=layout)
         assert read_weights(path).info.preprocessing == Preprocessing()  # what was written travels
         if path.suffix == ".safetensors":
@@ -313,5 +313,5 @@ def test_counters_are_said_only_where_something_is_lost(layout):
     for count, lines in {0: 0, 9: 1}.items():
         state = tiny_state() | {n: torch.tensor(count) for n in tiny_state() if n.endswith(COUNTER)}
         notes: list[str] = []
-        FORMATS[layout].encode(state, WeightsInfo(), notes)
+        LAYOUTS[layout].encode(state, WeightsInfo(), notes)
         assert sum(COUNTER in line for line in notes) == lines

@@ -58,7 +58,8 @@ def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bo
         click.echo(to_yaml(config), nl=False)
         return
     if config.training.compile:
-        say([f"compile{NO_EFFECT}only training compiles; `export --format aoti` makes a compiled file to validate"])
+        notice = f"compile{NO_EFFECT}only training compiles; `export --format aoti` makes a compiled file to validate"
+        announce([notice])
     prepare_environment(config.run.device)
     from inception_v4.inference.validate import validate as run
 

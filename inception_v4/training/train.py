@@ -15,7 +15,7 @@ from inception_v4.accelerator import select
 from inception_v4.accelerator.precision import Precision
 from inception_v4.data.sources import open_source
 from inception_v4.distributed import World, session
-from inception_v4.inference.evaluate import Evaluation, Precision, evaluate, require_finite, train_one_epoch
+from inception_v4.inference.evaluate import Evaluation, evaluate
 from inception_v4.settings.defaults import Hardware, choose_defaults, held_out
 from inception_v4.settings.recipes import build_config
 from inception_v4.settings.schema import OPTIMIZER_NUMBERS, Config, Run

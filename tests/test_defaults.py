@@ -15,7 +15,8 @@ from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
 from inception_v4.settings.defaults import Hardware, choose_defaults
 from inception_v4.settings.recipes import build_config
-from inception_v4.training.train import suit_data, train
+from inception_v4.training.suit import suit_data
+from inception_v4.training.train import train
 
 GIB = 1 << 30
 

@@ -14,8 +14,9 @@ from inception_v4.distributed import World
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
 from inception_v4.settings.recipes import build_config, load_config
-from inception_v4.training.job import Job, prepare
-from inception_v4.training.train import suit_data, train
+from inception_v4.training.loop import Loop
+from inception_v4.training.suit import suit_data
+from inception_v4.training.train import prepare, train
 from inception_v4.weights import Weights, WeightsInfo, read_weights, save_weights
 from inception_v4.weights.source import sidecar
 from inception_v4.weights.writing import write_weights
@@ -38,21 +39,21 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(folder: Path, capsys: pytest.CaptureFixture[str], **changes: object) -> tuple[Job, list[str]]:
+def prepared(folder: Path, capsys: pytest.CaptureFixture[str], **changes: object) -> tuple[Loop, list[str]]:
     """The parts of a run, and the lines it says about the preparation of pictures."""
-    job = prepare(tiny(folder, init="torch", **changes), select("cpu"), World())
-    job.log.close()
-    return job, [line for line in capsys.readouterr().err.splitlines() if "prepared" in line]
+    loop = prepare(tiny(folder, init="torch", **changes), select("cpu"), World())
+    loop.log.close()
+    return loop, [line for line in capsys.readouterr().err.splitlines() if "prepared" in line]
 
 
 @pytest.mark.parametrize("name", ["mindcv.ckpt", "modelzoo.ckpt"])
 def test_weights_of_mindspore_bring_their_mean_and_std(weights: Path, tmp_path: Path, capsys, name: str) -> None:
-    job, said = prepared(tmp_path, capsys, ckpt_path=str(weights / name))
+    loop, said = prepared(tmp_path, capsys, ckpt_path=str(weights / name))
     usual = read_weights(weights / name).info.preprocessing
     assert (usual.mean, usual.std, usual.antialias) == (IMAGENET_MEAN, IMAGENET_STD, False)
-    assert job.info.preprocessing == usual.replace(image_size=75)
-    assert job.config.augmentation.preprocessing() == job.info.preprocessing
-    black = job.learner.transform.eval(torch.zeros(1, 3, 75, 75, dtype=torch.uint8))
+    assert loop.job.info.preprocessing == usual.replace(image_size=75)
+    assert load_config(loop.folder.path / "config.yaml")[0].augmentation.preprocessing() == loop.job.info.preprocessing
+    black = loop.job.learner.normalise(torch.zeros(1, 3, 75, 75, dtype=torch.uint8))
     expected = -torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)
     torch.testing.assert_close(black[0, :, 40, 40], expected)
     assert len(said) == 1 and f"usual for {name.removesuffix('.ckpt')}" in said[0]
@@ -61,23 +62,23 @@ def test_weights_of_mindspore_bring_their_mean_and_std(weights: Path, tmp_path: 
 def test_everything_but_the_size_is_the_weights_and_is_written_into_the_run(
     weights: Path, tmp_path: Path, capsys
 ) -> None:
-    job, said = prepared(tmp_path, capsys, ckpt_path=str(weights / "ours.safetensors"))
-    assert job.info.preprocessing == OWN.replace(image_size=75)
-    assert load_config(tmp_path / "config.yaml")[0].augmentation.preprocessing() == job.info.preprocessing
+    loop, said = prepared(tmp_path, capsys, ckpt_path=str(weights / "ours.safetensors"))
+    assert loop.job.info.preprocessing == OWN.replace(image_size=75)
+    assert load_config(tmp_path / "config.yaml")[0].augmentation.preprocessing() == loop.job.info.preprocessing
     assert len(said) == 1 and "usual" not in said[0] and "(0.1, 0.2, 0.3)" in said[0]
 
 
 def test_what_was_given_wins_and_what_was_not_does_not(weights: Path, tmp_path: Path, capsys) -> None:
     given = {"mean": INCEPTION_MEAN, "interpolation": "bicubic"}
-    job, said = prepared(tmp_path, capsys, ckpt_path=str(weights / "ours.safetensors"), **given)
-    assert job.info.preprocessing == OWN.replace(image_size=75, **given)
+    loop, said = prepared(tmp_path, capsys, ckpt_path=str(weights / "ours.safetensors"), **given)
+    assert loop.job.info.preprocessing == OWN.replace(image_size=75, **given)
     assert "as you said: " in said[0] and "mean (0.5, 0.5, 0.5)" in said[0] and "interpolation bicubic" in said[0]
 
 
 def test_weights_that_say_nothing_else_and_no_weights_at_all(weights: Path, tmp_path: Path, capsys) -> None:
     for number, path in enumerate((str(weights / "timm.pth"), None)):
-        job, said = prepared(tmp_path / str(number), capsys, ckpt_path=path)
-        assert job.info.preprocessing == Preprocessing(image_size=75) and len(said) == (path is not None)
+        loop, said = prepared(tmp_path / str(number), capsys, ckpt_path=path)
+        assert loop.job.info.preprocessing == Preprocessing(image_size=75) and len(said) == (path is not None)
 
 
 def test_settings_chosen_for_the_data_and_smoke_count_as_nothing_given(weights: Path, tmp_path: Path) -> None:
@@ -101,5 +102,5 @@ def test_a_resumed_run_goes_on_as_it_began_without_its_first_weights(weights: Pa
     train(build_config(settings))
     assert read_weights(tmp_path / "run").info.preprocessing == OWN.replace(image_size=75)
     first.unlink()
-    job, _ = prepared(tmp_path / "run", capsys, ckpt_path=str(first), max_steps=2, resume="auto")
-    assert job.learner.step == 1 and job.info.preprocessing == OWN.replace(image_size=75)
+    loop, _ = prepared(tmp_path / "run", capsys, ckpt_path=str(first), max_steps=2, resume="auto")
+    assert loop.job.learner.step == 1 and loop.job.info.preprocessing == OWN.replace(image_size=75)

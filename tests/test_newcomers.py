@@ -20,7 +20,7 @@ from inception_v4.settings.recipes import build_config
 from inception_v4.settings.schema import Config
 from inception_v4.training import job
 from inception_v4.training import train as training
-from inception_v4.training.train import suit_data
+from inception_v4.training.suit import suit_data
 
 __all__ = ["folder"]
 

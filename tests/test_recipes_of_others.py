@@ -15,7 +15,7 @@ from inception_v4.cli.main import run
 from inception_v4.settings.dialects import translate
 from inception_v4.settings.schema import Config
 from inception_v4.settings.schema import Run as RunSettings
-from inception_v4.training.train import is_validated
+from inception_v4.training.loop import is_validated
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

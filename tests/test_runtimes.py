@@ -122,6 +122,7 @@ def test_onnx_runtime_gets_the_number_of_the_device(
 ) -> None:
     """What a build for GPUs would be told; the session itself then runs here."""
     ort = pytest.importorskip("onnxruntime")
+    file = onnx_file(folder)  # its export has sessions of its own
     told, start = [], ort.InferenceSession
 
     class Session(start):
@@ -137,7 +138,7 @@ def test_onnx_runtime_gets_the_number_of_the_device(
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
-    session = RUNTIMES["onnx"].open(onnx_file(folder), device)
+    session = RUNTIMES["onnx"].open(file, device)
     assert told[0] == expected
     assert all(f"{name} {value}" in session.engine for name, value in expected[1].items())
 

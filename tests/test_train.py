@@ -28,8 +28,9 @@ from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Augmentation
 from inception_v4.training.checkpoint import CheckpointError
+from inception_v4.training.loop import INTERRUPTED
 from inception_v4.training.step import DivergedError, Learner, make_criterion, optimizer_step
-from inception_v4.training.train import INTERRUPTED, train
+from inception_v4.training.train import train
 
 STATE = ("model", "ema", "optimizer", "step", "best", "ema_updates")
 

@@ -128,15 +128,16 @@ def test_other_data_and_another_runs_directory_are_not_mixed_with_the_record(
 def test_a_run_writes_down_where_its_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from inception_v4.accelerator import select
     from inception_v4.distributed import World
-    from inception_v4.training.job import prepare, weights_info
+    from inception_v4.training.job import weights_info
+    from inception_v4.training.train import prepare
 
     class_folders(tmp_path / "photos", {"ape": 6, "bear": 6}, size=20)
     monkeypatch.chdir(tmp_path)
     settings = {"dataset": "folder", "data_dir": "photos", "init": "torch"}
-    job = prepare(tiny(tmp_path / "run", **settings), select("cpu"), World())
-    job.log.close()
+    loop = prepare(tiny(tmp_path / "run", **settings), select("cpu"), World())
+    loop.log.close()
     monkeypatch.chdir("/")
-    data, _ = validation_data(Data(), None, source=str(tmp_path / "run"), info=weights_info(job, None))
+    data, _ = validation_data(Data(), None, source=str(tmp_path / "run"), info=weights_info(loop.job))
     assert data.data_dir == str(tmp_path / "photos")
 
 

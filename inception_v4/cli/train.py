@@ -41,7 +41,7 @@ def command(config_file: str | None, dry_run: bool, **options: Any) -> None:
         click.echo(to_yaml(config), nl=False)
         return
     prepare_environment(config.run.device)
-    from inception_v4.training.train import suit_data
+    from inception_v4.training.suit import suit_data
     from inception_v4.training.train import train as run
 
     if chosen_for_data:

@@ -206,6 +206,10 @@ class Optimizer(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.9999, description="decay of the average")
     ema_warmup: Annotated[int, Field(ge=0)] = Field(2000, description="steps scale of the decay's warm-up; 0: none")
 
+    def peak_lr(self, global_batch: int) -> float:
+        """The learning rate for steps of `accum_steps` batches of `global_batch` pictures over all processes."""
+        return self.lr * (global_batch * self.accum_steps / self.lr_base_batch if self.lr_base_batch else 1.0)
+
 
 OPTIMIZER_NUMBERS = ("momentum", "opt_alpha", "opt_beta2", "opt_eps")
 """Settings that are made for one optimizer; None is what is usual for it."""

@@ -227,3 +227,8 @@ class NoEma:
     updates = 0
 
     def update(self, model: nn.Module) -> None: ...
+
+
+def average_of(model: nn.Module, settings: OptimizerSettings) -> Ema | NoEma:
+    """The moving average that the settings ask for, or the off state."""
+    return Ema(model, decay=settings.ema_decay, warmup=settings.ema_warmup) if settings.ema else NoEma()

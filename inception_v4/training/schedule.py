@@ -6,6 +6,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inception_v4.settings.schema import Schedule
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Length of a run in optimizer steps."""
+
+    per_epoch: int
+    total: int
+
+    @classmethod
+    def of(cls, schedule: Schedule, batches: int, accum_steps: int) -> Steps:
+        """For epochs of `batches`, of which `accum_steps` (or the rest) make a step."""
+        per_epoch = -(-batches // accum_steps)
+        planned = schedule.epochs * per_epoch
+        return cls(per_epoch, min(planned, schedule.max_steps or planned))
+
 
 @dataclass(frozen=True)
 class LearningRate:
@@ -43,6 +60,26 @@ class LearningRate:
     stair: bool = False
     num_cycles: int = 1
     cycle_decay: float = 1.0
+
+    @classmethod
+    def from_settings(cls, schedule: Schedule, lr: float, steps: Steps, *, base: float) -> LearningRate:
+        """The rate that the settings ask for; its peak is `lr`, and the others follow from `base`, their own one."""
+        scale = lr / base
+        return cls(
+            schedule.scheduler,
+            lr,
+            steps.per_epoch,
+            schedule.epochs,
+            warmup_epochs=schedule.warmup_epochs,
+            warmup_lr=schedule.warmup_lr * scale,
+            min_lr=schedule.min_lr * scale,
+            decay_epochs=schedule.decay_epochs,
+            decay_rate=schedule.decay_rate,
+            milestones=schedule.milestones,
+            stair=schedule.lr_epoch_stair,
+            num_cycles=schedule.num_cycles,
+            cycle_decay=schedule.cycle_decay,
+        )
 
     @property
     def warmup_steps(self) -> int:

@@ -1,41 +1,31 @@
-"""The training recipe, in the order in which it runs. The only file that sees a whole `Config`."""
+"""A run, in the order in which things happen. The only file that sees a whole `Config`."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
-
-from inception_v4.accelerator import select
+from inception_v4.accelerator import Accelerator, select
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.sources import open_source
+from inception_v4.data.loader import EvalLoader, TrainLoader
+from inception_v4.data.mixing import MixAndErase
+from inception_v4.data.normalise import Normalise
+from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World, session
-from inception_v4.inference.evaluate import Evaluation, evaluate
-from inception_v4.settings.defaults import Hardware, choose_defaults, held_out
-from inception_v4.settings.recipes import build_config
-from inception_v4.settings.schema import OPTIMIZER_NUMBERS, Config, Run
-from inception_v4.training.checkpoint import save_checkpoint
-from inception_v4.training.curves import draw_curves
-from inception_v4.training.job import Job, capture, prepare, share_statistics, weights_info
-from inception_v4.training.step import require_finite, train_one_epoch
-from inception_v4.weights import save_weights
-
-INTERRUPTED = 75
-"""Exit code after SIGTERM or SIGINT: a checkpoint was written, `--resume auto` goes on (EX_TEMPFAIL)."""
-
-SIGNAL_CHECK_STEPS = 10
-"""Several processes agree on stopping only every so many steps: agreement costs a message."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop, and its state is saved."""
-
-    exit_code = INTERRUPTED
+from inception_v4.inference.data_record import KEY, record
+from inception_v4.settings.schema import Config
+from inception_v4.training.folder import earlier_state, unused_folder
+from inception_v4.training.job import Job, require_steps, restore
+from inception_v4.training.loop import Loop, NoProfiler
+from inception_v4.training.optim import average_of, build_optimizer
+from inception_v4.training.parts import Validator, callable_form, head_size, place, start_network, vendor_optimizer
+from inception_v4.training.runlog import RunLog
+from inception_v4.training.schedule import LearningRate, Steps
+from inception_v4.training.step import Learner, make_criterion
+from inception_v4.weights import WeightsInfo
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -49,225 +39,135 @@ def train(config: Config) -> dict[str, Any]:
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
     with session(accelerator) as world:
         # Settings chosen by free memory may differ between processes, which must take the same steps.
-        job = prepare(world.share(config), accelerator, world)
+        loop = prepare(world.share(config), accelerator, world)
         try:
-            with _catch_signals(job.stopping), _profiler(job) as job.profiler:
-                run_epochs(job)
-            return finish(job)
+            with _catch_signals(loop.stopping), _profiler(loop, accelerator) as loop.profiler:
+                loop.run_epochs()
+            return loop.finish(config.run.recipe)
         finally:
-            job.log.close()
+            loop.log.close()
 
 
-def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
-    """`config` with batch, schedule and the like chosen for its pictures and its device, and the reasons.
-
-    What is in `given` stays as it is.
-    """
-    accelerator = select(config.run.device)
-    source = open_source(config.data, "train", world=World(), seed=config.run.seed)
-    if "val_fraction" not in given:
-        # First what is held out, then the rest: the training pictures are counted as the run will have them.
-        data = config.data.model_copy(update={"val_fraction": held_out(len(source))})
-        config = config.model_copy(update={"data": data})
-        source = open_source(data, "train", world=World(), seed=config.run.seed)
-    started_from = bool(config.network.pretrained or config.network.ckpt_path)
-    # There is no process group yet, but torchrun has said how many will train together.
-    hardware = Hardware(accelerator.type, accelerator.memory(), World.from_environment().size)
-    settings, reasons = choose_defaults(
-        len(source), len(source.class_names), hardware=hardware, pretrained=started_from,
-        fixed={name: value for name, value in config.flat().items() if name in given or name == "val_fraction"},
+def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
+    """Every part of a run, from its own section of the settings; the state of an earlier run when resuming."""
+    run, opt, training = config.run, config.optimizer, config.training
+    source = open_source(config.data, "train", world=world, seed=run.seed)
+    held_out = open_source(config.data, "val", world=world, seed=run.seed)
+    classes = head_size(config.data, source)
+    folder = unused_folder(run, world)
+    state = earlier_state(run.resume, folder, world)
+    start = start_network(config.network, config.augmentation, classes, seed=run.seed, state=state)
+    augmentation = config.augmentation.prepared_like(start.preprocessing)
+    config = config.model_copy(update={"augmentation": augmentation})
+    loader = TrainLoader(
+        source, config.data, augmentation, world=world, seed=run.seed, pin_memory=accelerator.pin_memory
+    )
+    steps = Steps.of(config.schedule, loader.steps_per_epoch, opt.accum_steps)
+    network = place(start.model, training, accelerator, world)
+    normalise = Normalise(augmentation, accelerator.memory_format(training.channels_last))
+    amp_dtype = accelerator.amp_dtype(training.amp)
+    learner = Learner(
+        model=network,
+        compute=callable_form(network, training, accelerator, world),
+        optimizer=build_optimizer(
+            network, opt, opt.peak_lr(loader.global_batch), fused=vendor_optimizer(opt, training, accelerator)
+        ),
+        scaler=accelerator.grad_scaler(amp_dtype, training.loss_scale, fused_optimizer=training.fused_optimizer),
+        rate=LearningRate.from_settings(config.schedule, opt.peak_lr(loader.global_batch), steps, base=opt.lr),
+        criterion=make_criterion(training.loss, training.label_smoothing),
+        normalise=normalise,
+        mix=MixAndErase(augmentation, num_classes=classes),
+        precision=Precision(accelerator, amp_dtype),
+        ema=average_of(network, opt),
+        accum_steps=opt.accum_steps,
+        clip_grad=opt.clip_grad,
+        seed=run.seed,
+        rank=world.rank,
+        step=config.schedule.start_epoch * steps.per_epoch,
+    )
+    job = Job(learner, _info(config, source, classes), steps)
+    if state is not None:
+        restore(job, state)
+    require_steps(job)
+    batch_size = config.data.val_batch_size or config.data.batch_size
+    pictures = EvalLoader(
+        held_out, augmentation.preprocessing(), batch_size=batch_size, workers=config.data.workers, world=world,
+        on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
     )  # fmt: skip
-    chosen = {name: value for name, value in settings.items() if name not in given}
-    if "lr" in given:
-        chosen["lr_base_batch"] = None
-    if "opt" in given:
-        # Momentum and betas were chosen for another one.
-        chosen = {name: value for name, value in chosen.items() if name not in OPTIMIZER_NUMBERS}
-    overruled = [name for name in settings if name in given]
-    if overruled:
-        reasons.append(f"as you said: {', '.join(f'{name} {given[name]}' for name in overruled)}")
-    return build_config(config.given() | chosen), reasons
+    precision = Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp))
+    loop = Loop(job, run, world, loader, Validator(pictures, normalise, precision, world, batch_size), folder)
+    _begin(loop, config, [*_introduction(loop, config, source, held_out), *start.messages, *_remarks(loop, config)])
+    return loop
 
 
-def run_epochs(job: Job) -> None:
-    """Train, validate and save until the planned number of steps is done."""
-    learner = job.learner
-    accum = job.config.optimizer.accum_steps
-    while learner.step < job.total_steps:
-        epoch, position = divmod(learner.step, job.steps_per_epoch)
-        job.speed.resume()
-        batches = job.train_loader.epoch(epoch, start=position * accum)
-        pictures = _note_skipped(job, batches)
-        train_one_epoch(learner, pictures, epoch=epoch, after_step=partial(_after_step, job))
-        _log_training(job)
-        job.speed.pause()
-        finished = learner.step >= job.total_steps
-        if learner.step % job.steps_per_epoch == 0 or finished:
-            # Statistics are averaged even where no validation follows: all processes go on from one network.
-            share_statistics(job)
-            if finished or is_validated(job.config.run, epoch):
-                validate_epoch(job, epoch)
-            saved = (epoch + 1) % job.config.run.ckpt_interval == 0 or finished
-            if saved:
-                save(job)
-            if not finished:
-                stop_if_asked(job, saved=saved)
-
-
-def is_validated(run: Run, epoch: int) -> bool:
-    """Whether an epoch (from 0) is one of those that val_start and val_interval choose."""
-    since = epoch + 1 - (run.val_start or run.val_interval)
-    return since >= 0 and since % run.val_interval == 0
-
-
-def validate_epoch(job: Job, epoch: int) -> None:
-    """Validate the weights and their average; keep the better as best.safetensors."""
-    record: dict[str, Any] = {"epoch": epoch, "step": job.learner.step, "progress": epoch + 1}
-    candidates = job.learner.networks
-    results = {prefix: _evaluate(job, model) for prefix, model in candidates.items()}
-    for prefix, result in results.items():
-        record |= result.record(prefix)
-    job.log.validation(record)
-    prefix, result = max(results.items(), key=lambda item: item[1].top1)
-    if result.top1 > job.best.get("top1", -1.0):
-        job.best = {**result.record(), "epoch": epoch, "averaged": bool(prefix)}
-        if job.world.is_main:
-            save_weights(candidates[prefix], job.folder / "best.safetensors", weights_info(job, result))
-    job.skipped |= set(result.skipped)
-
-
-def save(job: Job) -> None:
-    """Write a checkpoint of everything, and the weights as last.safetensors."""
-    require_finite(0.0, job.learner.model, step=job.learner.step)
-    share_statistics(job)
-    if job.world.is_main:
-        keep = job.config.run.keep_checkpoint_max
-        save_checkpoint(job.folder / "checkpoints", job.learner.step, capture(job), keep=keep)
-        model = job.learner.ema.module or job.learner.model
-        save_weights(model, job.folder / "last.safetensors", weights_info(job, None))
-    job.world.barrier()
-
-
-def finish(job: Job) -> dict[str, Any]:
-    """Curves and the closing lines."""
-    # In training each process meets unreadable pictures of its own.
-    skipped = sorted(set().union(*job.world.gather_objects(job.skipped)))
-    summary = {
-        "output_dir": str(job.folder), "steps": job.learner.step, "best": job.best,
-        "images_per_second": job.speed.per_second and job.speed.per_second * job.world.size,
-        "skipped_pictures": len(skipped), "weights": str(job.folder / "best.safetensors"),
-    }  # fmt: skip
-    if job.world.is_main:
-        draw_curves(job.folder, title=f"{job.config.run.recipe}: {job.learner.step} steps")
-        best = job.best
-        job.log.say(
-            f"best top-1 {best['top1']:.2f} %, top-5 {best['top5']:.2f} % after epoch {best['epoch'] + 1}"
-            + (" (averaged weights)" if best["averaged"] else "")
-        )
-        if skipped:
-            job.log.say(f"{len(skipped)} unreadable pictures were skipped: {', '.join(skipped[:5])}")
-        job.log.say(f"weights {summary['weights']}, curves {job.folder / 'curves.png'}")
-        job.log.say(f"next: inception-v4 predict PICTURE --ckpt-path {summary['weights']}")
-    job.world.barrier()
-    return summary
-
-
-class NoProfiler:
-    """The off state."""
-
-    def step(self) -> None: ...
-
-
-@contextmanager
-def _profiler(job: Job) -> Iterator[Any]:
-    """A recording of a few of the first steps, in the run directory, by the main process where asked for."""
-    if not (job.config.run.profile and job.world.is_main):
-        yield NoProfiler()
-        return
-    folder = job.folder / "profile"
-    with job.accelerator.profiler(str(folder)) as profiler:
-        yield profiler
-    if any(folder.rglob("*.json*")):
-        job.log.say(f"profile of the run's third to fifth step: {folder} (open its .json in ui.perfetto.dev)")
-    else:
-        job.log.say("no profile: it is of the third to fifth step, and the run had fewer")
-
-
-def stop_if_asked(job: Job, *, saved: bool = False) -> None:
-    """After a signal in any process: save, and raise `Interrupted` in all of them."""
-    if job.world.any(bool(job.stopping)):
-        if not saved:
-            save(job)
-        reason = f"signal {job.stopping[0]}" if job.stopping else "a signal to another process"
-        raise Interrupted(
-            f"stopped by {reason} at step {job.learner.step}: go on with --resume auto --output-dir {job.folder}"
-        )
-
-
-def _after_step(job: Job, loss: Tensor, images: int) -> bool:
-    """Bookkeeping of one step; True stops the epoch because the run is over."""
-    learner, run = job.learner, job.config.run
-    job.pending_loss = loss if job.pending_loss is None else job.pending_loss + loss
-    job.pending_steps += 1
-    job.speed.update(images)
-    job.profiler.step()
-    step = learner.step
-    if step % run.log_interval == 0 or step == 1:
-        _log_training(job)
-    if run.ckpt_steps and step % run.ckpt_steps == 0 and step % job.steps_per_epoch:
-        save(job)
-        job.speed.resume()
-    within = step % job.steps_per_epoch != 0 and step < job.total_steps
-    if within and (job.world.size == 1 or step % SIGNAL_CHECK_STEPS == 0):
-        stop_if_asked(job)
-    return step >= job.total_steps
-
-
-def _log_training(job: Job) -> None:
-    if not job.pending_steps or job.pending_loss is None:
-        return
-    mean = float(job.world.sum(job.pending_loss.cpu().double() / job.pending_steps)) / job.world.size
-    job.pending_loss, job.pending_steps = None, 0
-    step = job.learner.step
-    require_finite(mean, job.learner.model, step=step)
-    speed = job.speed.per_second
-    job.log.train(
-        {
-            "epoch": (step - 1) // job.steps_per_epoch,
-            "step": step,
-            "progress": step / job.steps_per_epoch,
-            "loss": mean,
-            "lr": job.learner.rate(step - 1),
-            "images_per_second": speed and speed * job.world.size,
-            "skipped_steps": job.learner.scaler.skipped(),
-        }
+def _info(config: Config, source: Source, classes: int) -> WeightsInfo:
+    """How the run's weights are used, and where they come from."""
+    names, run = tuple(source.class_names), config.run
+    return WeightsInfo(
+        num_classes=classes,
+        class_names=names if len(names) == classes else None,
+        preprocessing=config.augmentation.preprocessing(),
+        in_channels=config.network.in_channels,
+        bn_eps=config.network.bn_eps,
+        source=f"inception-v4 {run.recipe}",
+        extra={"recipe": run.recipe, KEY: record(config.data, run.seed)},
     )
 
 
-def _note_skipped(job: Job, batches: Any) -> Iterator[Any]:
-    for batch in batches:
-        job.skipped.update(batch.skipped)
-        yield batch
+def _begin(loop: Loop, config: Config, lines: list[str]) -> None:
+    """The run directory and its log. Not before: a run that was refused leaves no folder in the way of the next one."""
+    if loop.world.is_main:
+        loop.folder.begin(config)
+        loop.log = RunLog(
+            loop.folder.path, total_steps=loop.job.steps.total, tensorboard=config.run.tensorboard,
+            resumed_at=loop.job.learner.step,
+        )  # fmt: skip
+    loop.world.barrier()
+    for line in lines:
+        loop.log.say(line)
 
 
-def _evaluate(job: Job, model: nn.Module) -> Evaluation:
-    config = job.config
-    precision = job.learner.precision
-    amp = config.training.val_amp or config.training.amp
-    precision = Precision(precision.accelerator, precision.accelerator.amp_dtype(amp))
-    was_training = model.training
-    model.eval()
-    try:
-        return evaluate(
-            model,
-            job.val_loader,
-            prepare=job.learner.normalise,
-            precision=precision,
-            world=job.world,
-            batch_size=config.data.val_batch_size or config.data.batch_size,
+def _introduction(loop: Loop, config: Config, source: Source, held_out: Source) -> list[str]:
+    """What this run is, in lines for people."""
+    learner, steps, amp = loop.job.learner, loop.job.steps, config.training.amp
+    return [
+        f"{config.run.recipe}: {len(source)} training and {len(held_out)} validation pictures, "
+        f"{len(source.class_names)} classes, {config.augmentation.image_size} px",
+        f"{learner.precision.accelerator.describe()} x {loop.world.size}, {'float32' if amp == 'off' else amp}, "
+        f"{loop.loader.global_batch * learner.accum_steps} images per step, {steps.per_epoch} steps per epoch, "
+        f"{config.optimizer.opt} lr {learner.rate.lr:g}, {config.schedule.epochs} epochs -> {loop.folder.path}",
+    ]
+
+
+def _remarks(loop: Loop, config: Config) -> list[str]:
+    """What may surprise."""
+    learner, steps, network, lines = loop.job.learner, loop.job.steps, config.network, []
+    if config.training.compile:
+        lines.append(learner.precision.accelerator.compile_notice("compile: the first step"))
+    if config.run.resume and learner.step:
+        lines.append(f"resumed at step {learner.step} of {steps.total}")
+    momentum = network.bn_momentum
+    if momentum < 0.01 and steps.total * momentum < 3 and not (network.pretrained or network.ckpt_path):
+        lines.append(
+            f"bn_momentum {momentum:g} over {steps.total} steps leaves BatchNorm's statistics near their start: "
+            "validation will look random; use --bn-momentum 0.1 for a short run"
         )
-    finally:
-        model.train(was_training)
+    return lines
+
+
+@contextmanager
+def _profiler(loop: Loop, accelerator: Accelerator) -> Iterator[Any]:
+    """A recording of a few of the first steps, in the run directory, by the main process where asked for."""
+    if not (loop.run.profile and loop.world.is_main):
+        yield NoProfiler()
+        return
+    folder = loop.folder.path / "profile"
+    with accelerator.profiler(str(folder)) as profiler:
+        yield profiler
+    if any(folder.rglob("*.json*")):
+        loop.log.say(f"profile of the run's third to fifth step: {folder} (open its .json in ui.perfetto.dev)")
+    else:
+        loop.log.say("no profile: it is of the third to fifth step, and the run had fewer")
 
 
 @contextmanager

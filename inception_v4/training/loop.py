@@ -1,0 +1,190 @@
+"""A run from its first step to its last: it trains, logs, validates, saves, and stops when it is asked to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from inception_v4.data.loader import TrainLoader
+from inception_v4.distributed import World
+from inception_v4.settings.schema import Run
+from inception_v4.training.folder import RunFolder
+from inception_v4.training.job import Job, share_statistics, weights_info
+from inception_v4.training.parts import Validator
+from inception_v4.training.runlog import RunLog, SilentLog
+from inception_v4.training.step import require_finite, train_one_epoch
+from inception_v4.training.throughput import Throughput
+from inception_v4.weights import save_weights
+
+INTERRUPTED = 75
+"""Exit code after SIGTERM or SIGINT: a checkpoint was written, `--resume auto` goes on (EX_TEMPFAIL)."""
+
+SIGNAL_CHECK_STEPS = 10
+"""Several processes agree on stopping only every so many steps: agreement costs a message."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its state is saved."""
+
+    exit_code = INTERRUPTED
+
+
+class NoProfiler:
+    """The off state."""
+
+    def step(self) -> None: ...
+
+
+@dataclass
+class Loop:
+    """The run under way (`job`), and what happens around its steps.
+
+    Attributes:
+        run: how often to log, validate and save.
+        loader, validator: training batches, and figures of a network.
+        stopping: signals that asked for a stop.
+    """
+
+    job: Job
+    run: Run
+    world: World
+    loader: TrainLoader
+    validator: Validator
+    folder: RunFolder
+    log: RunLog | SilentLog = field(default_factory=SilentLog)
+    stopping: list[int] = field(default_factory=list)
+    profiler: Any = field(default_factory=NoProfiler)
+    speed: Throughput = field(default_factory=Throughput)
+    _loss: Tensor | None = None  # sum over the steps since the last log line, on the device
+    _steps: int = 0
+
+    def run_epochs(self) -> None:
+        """Train, validate and save until the planned number of steps is done."""
+        learner, steps = self.job.learner, self.job.steps
+        while learner.step < steps.total:
+            epoch, position = divmod(learner.step, steps.per_epoch)
+            self.speed.resume()
+            batches = self.loader.epoch(epoch, start=position * learner.accum_steps)
+            train_one_epoch(learner, self._note_skipped(batches), epoch=epoch, after_step=self._after_step)
+            self._log_training()
+            self.speed.pause()
+            finished = learner.step >= steps.total
+            if learner.step % steps.per_epoch == 0 or finished:
+                # Statistics are averaged even where no validation follows: all processes go on from one network.
+                share_statistics(self.job, self.world)
+                if finished or is_validated(self.run, epoch):
+                    self._validate(epoch)
+                saved = (epoch + 1) % self.run.ckpt_interval == 0 or finished
+                if saved:
+                    self._save()
+                if not finished:
+                    self._stop_if_asked(saved=saved)
+
+    def finish(self, title: str) -> dict[str, Any]:
+        """Curves and the closing lines; the summary."""
+        job, best = self.job, self.job.best
+        # In training each process meets unreadable pictures of its own.
+        skipped = sorted(set().union(*self.world.gather_objects(job.skipped)))
+        if self.world.is_main:
+            curves = self.folder.draw(f"{title}: {job.learner.step} steps")
+            self.log.say(
+                f"best top-1 {best['top1']:.2f} %, top-5 {best['top5']:.2f} % after epoch {best['epoch'] + 1}"
+                + (" (averaged weights)" if best["averaged"] else "")
+            )
+            if skipped:
+                self.log.say(f"{len(skipped)} unreadable pictures were skipped: {', '.join(skipped[:5])}")
+            self.log.say(f"weights {self.folder.best}" + (f", curves {curves}" if curves else ""))
+            self.log.say(f"next: inception-v4 predict PICTURE --ckpt-path {self.folder.best}")
+        self.world.barrier()
+        return {
+            "output_dir": str(self.folder.path), "steps": job.learner.step, "best": best,
+            "images_per_second": self._images_per_second(), "skipped_pictures": len(skipped),
+            "weights": str(self.folder.best),
+        }  # fmt: skip
+
+    def _after_step(self, loss: Tensor, images: int) -> bool:
+        """Bookkeeping of one step; True stops the epoch because the run is over."""
+        step, steps = self.job.learner.step, self.job.steps
+        self._loss = loss if self._loss is None else self._loss + loss
+        self._steps += 1
+        self.speed.update(images)
+        self.profiler.step()
+        if step % self.run.log_interval == 0 or step == 1:
+            self._log_training()
+        if self.run.ckpt_steps and step % self.run.ckpt_steps == 0 and step % steps.per_epoch:
+            self._save()
+            self.speed.resume()
+        within = step % steps.per_epoch != 0 and step < steps.total
+        if within and (self.world.size == 1 or step % SIGNAL_CHECK_STEPS == 0):
+            self._stop_if_asked()
+        return step >= steps.total
+
+    def _log_training(self) -> None:
+        if not self._steps or self._loss is None:
+            return
+        mean = float(self.world.sum(self._loss.cpu().double() / self._steps)) / self.world.size
+        self._loss, self._steps = None, 0
+        learner, per_epoch = self.job.learner, self.job.steps.per_epoch
+        require_finite(mean, learner.model, step=learner.step)
+        self.log.train(
+            {
+                "epoch": (learner.step - 1) // per_epoch,
+                "step": learner.step,
+                "progress": learner.step / per_epoch,
+                "loss": mean,
+                "lr": learner.rate(learner.step - 1),
+                "images_per_second": self._images_per_second(),
+                "skipped_steps": learner.scaler.skipped(),
+            }
+        )
+
+    def _images_per_second(self) -> float | None:
+        return self.speed.per_second and self.speed.per_second * self.world.size
+
+    def _note_skipped(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self.job.skipped.update(batch.skipped)
+            yield batch
+
+    def _validate(self, epoch: int) -> None:
+        """Validate the weights and their average; keep the better as best.safetensors."""
+        job = self.job
+        results = {prefix: self.validator(network) for prefix, network in job.learner.networks.items()}
+        record: dict[str, Any] = {"epoch": epoch, "step": job.learner.step, "progress": epoch + 1}
+        for prefix, result in results.items():
+            record |= result.record(prefix)
+        self.log.validation(record)
+        prefix, result = max(results.items(), key=lambda item: item[1].top1)
+        if result.top1 > job.best.get("top1", -1.0):
+            job.best = {**result.record(), "epoch": epoch, "averaged": bool(prefix)}
+            if self.world.is_main:
+                save_weights(job.learner.networks[prefix], self.folder.best, weights_info(job, result))
+        job.skipped |= set(result.skipped)
+
+    def _save(self) -> None:
+        """Write a checkpoint and the weights as they are now."""
+        require_finite(0.0, self.job.learner.model, step=self.job.learner.step)
+        share_statistics(self.job, self.world)
+        if self.world.is_main:
+            self.folder.save(self.job)
+        self.world.barrier()
+
+    def _stop_if_asked(self, *, saved: bool = False) -> None:
+        """After a signal in any process: save, and raise `Interrupted` in all of them."""
+        if self.world.any(bool(self.stopping)):
+            if not saved:
+                self._save()
+            reason = f"signal {self.stopping[0]}" if self.stopping else "a signal to another process"
+            raise Interrupted(
+                f"stopped by {reason} at step {self.job.learner.step}: go on with --resume auto "
+                f"--output-dir {self.folder.path}"
+            )
+
+
+def is_validated(run: Run, epoch: int) -> bool:
+    """Whether an epoch (from 0) is one of those that val_start and val_interval choose."""
+    since = epoch + 1 - (run.val_start or run.val_interval)
+    return since >= 0 and since % run.val_interval == 0

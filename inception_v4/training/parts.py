@@ -1,0 +1,125 @@
+"""The parts of a run, each built from its own section of the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from inception_v4.accelerator import Accelerator, DeviceError
+from inception_v4.accelerator.precision import Precision
+from inception_v4.data.loader import EvalLoader
+from inception_v4.data.normalise import Normalise
+from inception_v4.data.sources import Source
+from inception_v4.distributed import World, share_gradients, synchronise_batch_norm
+from inception_v4.inference.evaluate import Evaluation, evaluate
+from inception_v4.network.model import InceptionV4
+from inception_v4.preprocessing import Preprocessing
+from inception_v4.settings.schema import Augmentation, Data, Network, Optimizer, Training
+from inception_v4.training.optim import canonical_name
+from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
+from inception_v4.weights.source import PRETRAINED
+
+
+@dataclass
+class Start:
+    """A network on the host, how its weights want pictures prepared, and lines for people."""
+
+    model: InceptionV4
+    preprocessing: Preprocessing
+    messages: list[str] = field(default_factory=list)
+
+
+def head_size(data: Data, source: Source) -> int:
+    """Classes of the network: those of the data, or more where more were asked for."""
+    found, asked = len(source.class_names), data.num_classes
+    if asked is not None and asked < found:
+        raise ValueError(f"num_classes {asked} is below the {found} classes of the data: leave it out or raise it")
+    return asked or found
+
+
+def start_network(
+    network: Network, augmentation: Augmentation, classes: int, *, seed: int, state: dict[str, Any] | None
+) -> Start:
+    """The network, with the weights that a run without an earlier `state` starts from."""
+    torch.manual_seed(seed)
+    model = InceptionV4(
+        classes,
+        network.in_channels,
+        network.drop_rate,
+        init=network.init,
+        bn_eps=network.bn_eps,
+        bn_momentum=network.bn_momentum,
+    )
+    model.set_grad_checkpointing(network.grad_checkpointing)
+    origin = PRETRAINED if network.pretrained else network.ckpt_path
+    if state is not None:
+        return Start(model, WeightsInfo.from_dict(state["info"]).preprocessing)
+    if not origin:
+        return Start(model, augmentation.preprocessing())
+    weights = read_weights(origin)
+    report = load_weights(model, weights)
+    how = report.info.preprocessing
+    line = _preprocessing_line(weights, how, augmentation.given_preprocessing())
+    return Start(model, how, [f"start from {origin}", *report.messages, line])
+
+
+def _preprocessing_line(weights: Weights, how: Preprocessing, given: dict[str, Any]) -> str:
+    """What pictures go through because of the weights, and what was given and differs."""
+    usual = "" if weights.described else f", usual for {weights.layout} weights"
+    differing = [
+        f"{name} {value}" for name, value in given.items() if name != "image_size" and value != getattr(how, name)
+    ]
+    said = f"; as you said: {', '.join(differing)}" if differing else ""
+    return f"pictures are prepared as for the weights ({how}{usual}), at the run's image_size{said}"
+
+
+def place(model: InceptionV4, training: Training, accelerator: Accelerator, world: World) -> nn.Module:
+    """The network on its device, in its memory format, with the BatchNorm that was asked for."""
+    model.to(accelerator.device).to(memory_format=accelerator.memory_format(training.channels_last))
+    return synchronise_batch_norm(model, accelerator) if training.sync_bn and world.size > 1 else model
+
+
+def callable_form(network: nn.Module, training: Training, accelerator: Accelerator, world: World) -> nn.Module:
+    """What a step calls: `network`, compiled if asked, and wrapped where several processes share gradients."""
+    compute: nn.Module = accelerator.compile(network) if training.compile else network
+    if world.size == 1:
+        return compute
+    return share_gradients(compute, accelerator, **accelerator.ddp_options(fused_optimizer=training.fused_optimizer))
+
+
+def vendor_optimizer(opt: Optimizer, training: Training, accelerator: Accelerator) -> Any | None:
+    """The vendor's optimizer class when it is asked for; asked for and absent is an error."""
+    if not training.fused_optimizer:
+        return None
+    fused = accelerator.fused_optimizer(canonical_name(opt.opt))
+    if fused is None:
+        raise DeviceError(
+            f"fused_optimizer: {accelerator.type} has none for opt {opt.opt}: leave --fused-optimizer out"
+        )
+    return fused
+
+
+@dataclass
+class Validator:
+    """The validation of a run: the same pictures, batches and precision each time."""
+
+    loader: EvalLoader
+    normalise: Normalise
+    precision: Precision
+    world: World
+    batch_size: int
+
+    def __call__(self, model: nn.Module) -> Evaluation:
+        """Figures of `model`, which comes back in the mode that it was in."""
+        was_training = model.training
+        model.eval()
+        try:
+            return evaluate(
+                model, self.loader, prepare=self.normalise, precision=self.precision, world=self.world,
+                batch_size=self.batch_size,
+            )  # fmt: skip
+        finally:
+            model.train(was_training)

@@ -87,7 +87,7 @@ def one_of_each_kind() -> list[str]:
     return list({i.opt_class: i.name for i in own if i.opt_class is not torch.optim.SGD}.values())
 
 
-@pytest.mark.parametrize("name", [*one_of_each_kind(), "rmsproptf", "momentum", "adamw"])
+@pytest.mark.parametrize("name", sorted({*one_of_each_kind(), "rmsproptf", "momentum", "adamw"}))
 def test_a_number_that_is_given_counts_or_is_refused(name: str) -> None:
     """Taken means that other weights come out."""
     plain, _ = trajectory(name)

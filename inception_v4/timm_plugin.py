@@ -62,17 +62,26 @@ class JoinedInceptionV4(InceptionV4):
         self.to(device=device, dtype=dtype)
 
     def forward_features(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():  # TorchScript has no super()
+            features = self.features(x)
+        else:
+            blocks = self._joined_blocks(x)
+            features = super().forward_features(x) if blocks is None else blocks(x)
+        return features
+
+    def _joined_blocks(self, x: Tensor) -> nn.Module | None:
+        """The fused blocks of the weights as they are now, or None where the plain network is to run."""
         if not self._may_join(x):
-            return super().forward_features(x)
+            return None
         tensors = [*self.features.parameters(), *self.features.buffers()]
         if any(tensor.is_inference() for tensor in tensors):  # these do not count their changes
-            return super().forward_features(x)
+            return None
         changes = [tensor._version for tensor in tensors]
         joined = self._joined
         if joined is None or joined.changes != changes or any(map(operator.is_not, joined.tensors, tensors)):
             self._joined = None  # the copy to come is of the network alone
             joined = self._joined = _Joined(fuse(self).features, tensors, changes)
-        return joined.blocks(x)
+        return joined.blocks
 
     def _may_join(self, x: Tensor) -> bool:
         """Whether only the outputs matter: not gradients, hooks or a graph of the blocks."""

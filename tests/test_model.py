@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -248,6 +249,38 @@ def test_export_with_any_batch_size() -> None:
     program = torch.export.export(model, (images(2),), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
     with torch.no_grad():
         assert torch.equal(program(images(3)), model(images(3)))
+
+
+@pytest.mark.skipif(not hasattr(torch.jit, "script"), reason="this torch has no TorchScript")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax", ""])
+def test_a_script_of_the_network_is_the_network(pool: str) -> None:
+    """timm's `test_model_forward_torchscript`, and that the file it can be saved to gives the same numbers."""
+    model = enliven(InceptionV4(0 if pool == "" else 7, global_pool=pool)).eval()
+    script = torch.jit.script(model)
+    x = images(2).float()
+    outputs = script(x)
+    assert outputs.shape[0] == 2 and not torch.isnan(outputs).any()
+    file = io.BytesIO()
+    torch.jit.save(script, file)
+    file.seek(0)
+    with torch.no_grad():
+        expected = model(x)
+        for network in (script, torch.jit.load(file)):
+            assert torch.equal(network(x), expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.jit, "script"), reason="this torch has no TorchScript")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_script_trains_as_the_network_does() -> None:
+    model = shallow(drop_rate=0.5)
+    model.set_grad_checkpointing()  # TorchScript has none
+    twin_model = copy.deepcopy(model)
+    step(model, images(3))
+    script = torch.jit.script(twin_model)
+    step(script, images(3))
+    assert_same_gradients(script, model)
+    assert all(torch.equal(a, b) for a, b in zip(script.buffers(), model.buffers(), strict=True))
 
 
 def test_torch_initialisation_is_pytorchs() -> None:

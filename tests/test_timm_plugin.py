@@ -224,6 +224,18 @@ def test_where_more_than_the_outputs_matters_it_is_the_plain_network(live: Incep
     assert sum("conv2d" in str(node.target) for node in program.graph.nodes) == PLAIN
 
 
+@pytest.mark.skipif(not hasattr(torch.jit, "script"), reason="this torch has no TorchScript")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+def test_a_script_is_the_plain_network(pictures: Tensor) -> None:
+    """timm's `test_model_forward_torchscript`."""
+    with timm.layers.set_scriptable(True):
+        model = enliven(timm.create_model(NAME, pretrained=False, num_classes=7)).eval()
+    script = torch.jit.script(model)
+    outputs = script(pictures)
+    assert outputs.shape[0] == 2 and not torch.isnan(outputs).any()
+    torch.testing.assert_close(outputs, model(pictures))
+
+
 def test_copies_and_files_hold_the_network_alone(live: InceptionV4, pictures: Tensor) -> None:
     model = copy.deepcopy(live)
     sizes = []

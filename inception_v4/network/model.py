@@ -7,8 +7,8 @@ Inception-C blocks, then a global pool and one linear layer. Sizes in comments a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -29,21 +29,21 @@ from inception_v4.network.recompute import checkpointed
 from inception_v4.preprocessing import MIN_IMAGE_SIZE
 
 
-class Pool(NamedTuple):
-    """A global pool [B, C, H, W] -> [B, C * width]."""
-
-    function: Callable[[Tensor], Tensor]
-    width: int = 1
+POOLS = {"avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2, "": 1}
+"""Global pools by timm's names, and values per channel; "" keeps the feature map and is only for `num_classes=0`."""
 
 
-POOLS = {
-    "avg": Pool(lambda x: x.mean((2, 3))),
-    "max": Pool(lambda x: x.amax((2, 3))),
-    "avgmax": Pool(lambda x: 0.5 * (x.mean((2, 3)) + x.amax((2, 3)))),
-    "catavgmax": Pool(lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1), width=2),
-    "": Pool(lambda x: x),
-}
-"""timm's names; "" keeps the feature map and is only for `num_classes=0`."""
+def _pooled(x: Tensor, pool: str) -> Tensor:
+    """[B, C, H, W] -> [B, C * values per channel], one of `POOLS`; written so that `torch.jit.script` can read it."""
+    if pool == "avg":
+        return x.mean((2, 3))
+    if pool == "max":
+        return x.amax((2, 3))
+    if pool == "avgmax":
+        return 0.5 * (x.mean((2, 3)) + x.amax((2, 3)))
+    if pool == "catavgmax":
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+    return x
 
 
 INITS = ("torch", "tf", "xavier", "shallow")
@@ -71,7 +71,6 @@ class InceptionV4(nn.Module):
     """
 
     num_features = 1536
-    global_pool: str
 
     def __init__(
         self,
@@ -95,9 +94,9 @@ class InceptionV4(nn.Module):
         self.drop_rate = drop_rate
         self.init = init
         self.grad_checkpointing = False
-        self.feature_info: list[dict[str, Any]] = [
+        self.feature_info = [
             {"num_chs": channels, "reduction": reduction, "module": f"features.{index}"}
-            for channels, reduction, index in ((64, 2, 2), (160, 4, 3), (384, 8, 9), (1024, 16, 17), (1536, 32, 21))
+            for index, channels, reduction in _LEVELS
         ]
         self.features = nn.Sequential(
             ConvNormAct(in_channels, 32, 3, 2, "valid"),  # 149x149x32
@@ -120,7 +119,8 @@ class InceptionV4(nn.Module):
         if init == "shallow":
             quieten_deep_branches(self.features)
         self.head_drop = nn.Dropout(drop_rate)
-        self.reset_classifier(num_classes, global_pool)
+        self.global_pool = global_pool
+        self.reset_classifier(num_classes)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Puts a new, initialised classifier in place; 0 classes for none. `global_pool` None keeps the pool."""
@@ -133,7 +133,7 @@ class InceptionV4(nn.Module):
             raise ValueError(f"global_pool '' leaves no vector for {num_classes} classes: use 'avg' or num_classes 0")
         self.num_classes = num_classes
         self.global_pool = pool
-        self.head_hidden_size = self.num_features * POOLS[pool].width
+        self.head_hidden_size = self.num_features * POOLS[pool]
         self.last_linear: nn.Module = nn.Identity()
         if num_classes:
             like = next(self.parameters())
@@ -151,9 +151,13 @@ class InceptionV4(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to the last feature map [B, 1536, h, w] (8x8 for 299x299)."""
-        _check_images(x, self.in_channels)
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
-            return self.features(x)
+        if not torch.jit.is_scripting():  # TorchScript has no module constants and no checkpointing
+            _check_images(x, self.in_channels)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                return self._frugal_features(x)
+        return self.features(x)
+
+    def _frugal_features(self, x: Tensor) -> Tensor:
         blocks = list(self.features)
         for start, end in zip(_KEPT, (*_KEPT[1:], len(blocks)), strict=True):
             x = checkpointed(blocks[start:end], x)
@@ -161,7 +165,7 @@ class InceptionV4(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map [B, 1536, h, w] to logits, or to the classifier's input [B, 1536] if `pre_logits`."""
-        x = self.head_drop(POOLS[self.global_pool].function(x))
+        x = self.head_drop(_pooled(x, self.global_pool))
         return x if pre_logits else self.last_linear(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,7 +193,7 @@ class InceptionV4(nn.Module):
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt!r} is not supported: use 'NCHW'")
         _check_images(x, self.in_channels)
-        ends = [int(info["module"].rpartition(".")[2]) for info in self.feature_info]
+        ends = [index for index, _, _ in _LEVELS]
         wanted = {ends[level] for level in _levels(indices, len(ends))}
         intermediates = []
         frugal = self.grad_checkpointing and torch.is_grad_enabled()
@@ -220,6 +224,10 @@ def _check_images(x: Tensor, in_channels: int) -> None:
     height, width = x.shape[2:]
     if height < MIN_IMAGE_SIZE or width < MIN_IMAGE_SIZE:
         raise ValueError(f"input is {height}x{width} pixels: Inception-v4 needs at least {MIN_IMAGE_SIZE} a side")
+
+
+_LEVELS = ((2, 64, 2), (3, 160, 4), (9, 384, 8), (17, 1024, 16), (21, 1536, 32))
+"""The feature levels: index of the block, channels, pixels of the image to one of the map."""
 
 
 _KEPT = (0, 2, 4, 6, 8, 10, 12, 14, 16, 18)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
+import datetime
+import pathlib
 import pickle
 import re
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inception_v4.weights.plaindata import ALLOWED, Array, Dtype, Named
 from inception_v4.weights.record import DAMAGED, Raw, WeightsError
 
 _MODEL_KEYS = ("state_dict", "model", "model_state_dict", "module")
 _EMA_KEYS = ("ema", "state_dict_ema", "model_ema", "ema_state_dict")
 _MAX_NESTING = 3
+_SHOWN = (Array, Dtype, Named, pathlib.PurePath, datetime.date, datetime.time, datetime.timedelta, torch.device)
 
 
 def read_pickled(path: Path) -> Raw:
@@ -51,8 +54,7 @@ def _load(path: Path) -> Any:
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     try:
-        # timm's training checkpoints carry their command line as a Namespace, which is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(ALLOWED):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -60,7 +62,9 @@ def _load(path: Path) -> Any:
             raise _damaged(path, error) from error
         raise WeightsError(
             f"{path} is refused: it needs {found[1]}, and unpickling code is not safe; "
-            "save only the tensors (model.state_dict()) where you trust it"
+            f"save only the tensors (model.state_dict()) where you trust it; for a whole model: import torch; "
+            f"model = torch.load({path.name!r}, weights_only=False); "
+            f"torch.save(model.state_dict(), {f'{path.stem}-state.pth'!r})"
         ) from error
     except Exception as error:  # the unpickler raises almost anything on damaged bytes
         raise _damaged(path, error) from error
@@ -90,6 +94,8 @@ def _unwrap(content: dict[str, Any], keys: tuple[str, ...], depth: int = 0) -> d
 def _describe(value: Any) -> str:
     if isinstance(value, (int, float, str, bool)):
         return repr(value)[:40]
+    if isinstance(value, _SHOWN):
+        return str(value).replace("\n", " ")[:80]
     if isinstance(value, (dict, list, tuple)):
         return f"{type(value).__name__} of {len(value)}"
     return type(value).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from weights_cases import equal, save, tiny_state
 
+from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsError, read_weights
 from inception_v4.weights.files.containers import sniff
 
@@ -203,15 +205,18 @@ def hub(tmp_path):
 
 
 ASK_THE_HUB = """
-import pickle, sys
+import pickle, sys, time
 from inception_v4.weights import read_weights
 answers = []
 for source in sys.argv[2:]:
+    start = time.monotonic()
     try:
         weights = read_weights(source)
         answers.append((weights.state, weights.info))
     except Exception as error:
         answers.append(f"{type(error).__name__}: {error}")
+    seconds = time.monotonic() - start
+    assert seconds < 10, f"{source} took {seconds} s"
 pickle.dump(answers, open(sys.argv[1], "wb"))
 """
 
@@ -221,9 +226,10 @@ def ask(tmp_path: Path, endpoint: str, *sources: str, **settings: str) -> list:
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "0"} | settings
     answers = tmp_path / "answers"
-    subprocess.run(
-        [sys.executable, "-c", ASK_THE_HUB, str(answers), *sources], env=environment, check=True, cwd=tmp_path
-    )
+    command = [sys.executable, "-c", ASK_THE_HUB, str(answers), *sources]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Retry" not in done.stderr and "thrown" not in done.stderr, done.stderr
     return pickle.loads(answers.read_bytes())
 
 
@@ -249,3 +255,46 @@ def test_hugging_face_hub(tmp_path, hub):
     assert message.startswith("WeightsError: cannot get no/body from the Hugging Face hub")
     assert "set HF_ENDPOINT to a mirror" in message
     assert "\n" not in message
+
+
+@pytest.fixture
+def silent_port():
+    """A port that takes connections and never says anything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port():
+    """A port that refuses connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize("kind", ["silent_port", "closed_port"])
+def test_no_network_is_said_in_seconds_and_the_cache_still_serves(tmp_path, hub, kind, request):
+    """Each question in less than ten seconds, which `ask` watches over, and without a library's lines of retries."""
+    nowhere = f"http://127.0.0.1:{request.getfixturevalue(kind)}"
+    (message,) = ask(tmp_path, nowhere, "pretrained")
+    assert message.startswith("WeightsError: cannot get timm/inception_v4.tf_in1k from the Hugging Face hub (")
+    assert message.endswith("check the name and the network, set HF_ENDPOINT to a mirror, or download "
+                            "model.safetensors and give its path")  # fmt: skip
+    assert "\n" not in message
+    (first,) = ask(tmp_path, hub[0], "pretrained")
+    (again,) = ask(tmp_path, nowhere, "pretrained")
+    assert equal(again[0], first[0]) and again[1] == first[1]
+
+
+def test_offline_the_hub_is_not_asked_and_half_a_cache_serves(tmp_path, hub):
+    """timm leaves only the weights there, other programs only a pickle."""
+    endpoint, asked = hub
+    names = ("pretrained", "hf-hub:someone/flowers@v1")
+    first, flowers = ask(tmp_path, endpoint, *names)
+    for config in (tmp_path / "hf").rglob("config.json"):
+        config.unlink()
+    asked.clear()
+    cached, pickled = ask(tmp_path, endpoint, *names, HF_HUB_OFFLINE="1")
+    assert asked == []
+    assert equal(cached[0], first[0]) and equal(pickled[0], flowers[0])
+    assert cached[1].preprocessing == Preprocessing()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.fx
@@ -27,7 +26,6 @@ from inception_v4.network.blocks import (
 )
 from inception_v4.network.recompute import checkpointed
 from inception_v4.preprocessing import MIN_IMAGE_SIZE
-
 
 POOLS = {"avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2, "": 1}
 """Global pools by timm's names, and values per channel; "" keeps the feature map and is only for `num_classes=0`."""

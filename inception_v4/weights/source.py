@@ -6,7 +6,9 @@ import difflib
 import hashlib
 import json
 import re
+import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ _HUB_SCHEMES = ("hf-hub:", "hf_hub:")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HASH_IN_NAME = re.compile(r"-(?=[0-9a-f]*[a-f])([0-9a-f]{8,64})$")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_HUB_SECONDS = 5
+"""How long the hub may take to say that it is there."""
 
 
 @dataclass(frozen=True)
@@ -130,35 +134,82 @@ def _read_beside(path: Path) -> dict[str, Any] | None:
 
 
 def _from_hub(name: str) -> Located:
-    """Download (or find in the cache) the weights and `config.json` of a hub repository, `owner/name[@revision]`."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+    """The weights and `config.json` of a hub repository, `owner/name[@revision]`: downloaded, or from the cache.
+
+    The cache alone is asked where `HF_HUB_OFFLINE` is set, or where the hub does not answer.
+    """
+    from huggingface_hub import constants
 
     repository, _, revision = name.partition("@")
     if not _HUB_NAME.fullmatch(repository):
         raise WeightsError(f"{name!r} is not a hub name: write owner/name, as in {PRETRAINED_ON_HUB}")
-
-    def fetch(filename: str) -> Path | None:
-        try:
-            return Path(hf_hub_download(repository, filename, revision=revision or None))
-        except LocalEntryNotFoundError as error:  # neither in the cache nor reachable
-            raise WeightsError(_hub_failure(repository, error)) from error
-        except EntryNotFoundError:
-            return None
-        except (OSError, ValueError, RuntimeError) as error:
-            raise WeightsError(_hub_failure(repository, error)) from error
-
+    problem = "HF_HUB_OFFLINE is set, and it is not in the cache" if constants.HF_HUB_OFFLINE else None
+    problem = problem or _unreachable(repository, revision or None)
+    fetch = partial(_cached if problem else _download, repository, revision or None)
     path = fetch(_HUB_FILES[0]) or fetch(_HUB_FILES[1])
     if path is None:
+        if problem:
+            raise WeightsError(_hub_failure(repository, problem))
         raise WeightsError(f"hub repository {repository} holds neither {' nor '.join(_HUB_FILES)}")
     config = fetch("config.json")
     return Located(path, f"hf-hub:{name}", None if config is None else _hub_info(_read_beside(config) or {}))
 
 
-def _hub_failure(repository: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _unreachable(repository: str, revision: str | None) -> str | None:
+    """Why the hub gives no answer, found in seconds; None where it gives one, be it that there is no such repository.
+
+    The hub's library tries a download again and again. In a thread, because looking up a name has no time limit.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import HfHubHTTPError
+
+    answers: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            get_hf_file_metadata(hf_hub_url(repository, _HUB_FILES[0], revision=revision), timeout=_HUB_SECONDS)
+            answers.append(None)
+        except HfHubHTTPError as error:
+            failed = error.response is not None and error.response.status_code >= 500
+            answers.append(_reason(error) if failed else None)
+        except Exception as error:  # which kind, depends on the library's version
+            answers.append(_reason(error))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_HUB_SECONDS + 1)
+    return answers[0] if answers else f"no answer in {_HUB_SECONDS} seconds"
+
+
+def _cached(repository: str, revision: str | None, filename: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, filename, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _download(repository: str, revision: str | None, filename: str) -> Path | None:
+    """None where the repository has no such file."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, filename, revision=revision))
+    except LocalEntryNotFoundError as error:  # neither in the cache nor reachable
+        raise WeightsError(_hub_failure(repository, _reason(error))) from error
+    except EntryNotFoundError:
+        return None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WeightsError(_hub_failure(repository, _reason(error))) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no answer'])[0]}"
+
+
+def _hub_failure(repository: str, reason: str) -> str:
     return (
-        f"cannot get {repository} from the Hugging Face hub ({type(error).__name__}: {reason}): check the name and the "
+        f"cannot get {repository} from the Hugging Face hub ({reason}): check the name and the "
         "network, set HF_ENDPOINT to a mirror, or download model.safetensors and give its path"
     )
 

@@ -52,7 +52,7 @@ BAD_FILES = {
     "gzip": (b"\x1f\x8b" + bytes(99), "gzip archive: unpack"),
     "tensorflow": (
         bytes(200) + (0xDB4775248B80FB57).to_bytes(8, "little"),
-        "is a TensorFlow checkpoint: dump it to .npz",
+        "truncated or damaged: copy or download it again",
     ),
     "encrypted": (b"\xd8\x5e\x3a\x7f" + bytes(99), "encrypted MindSpore checkpoint: save it again without enc_key"),
     "noise": (b"\x07\x01\x02" * 99, "is no weights file .297 bytes"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,20 @@ def write_legacy(state: dict, path: Path) -> None:
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
+FIXTURES = Path(__file__).parent / "tfslim" / "fixtures"
+
+
+def copy_fixture(name: str) -> Callable[[dict, Path], None]:
+    """TensorFlow's own, which cannot be written here; a bundle's numbers lie beside it."""
+
+    def copy(state: dict, path: Path) -> None:
+        shutil.copy(FIXTURES / name, path)
+        for shard in FIXTURES.glob(f"{name.removesuffix('.index')}.data-*"):
+            shutil.copy(shard, path.with_name(path.stem + shard.name[shard.name.index(".data-") :]))
+
+    return copy
+
+
 def write_ckpt(state: dict, path: Path, crc: bool = False) -> None:
     msckpt.write_msckpt(path, {name: from_tensor(tensor) for name, tensor in state.items()} | {"note": "text"}, crc=crc)
 
@@ -44,6 +59,8 @@ WRITERS: dict[str, Callable[[dict, Path], None]] = {
     "torch pickle": write_legacy,
     "mindspore": write_ckpt,
     "mindspore crc": lambda state, path: write_ckpt(state, path, crc=True),
+    "tensorflow": copy_fixture("everything_v1.ckpt"),
+    "tensorflow index": copy_fixture("everything_v2.ckpt.index"),
     "npz": lambda state, path: np.savez(path, **{name: tensor.numpy() for name, tensor in state.items()}),
 }
 
@@ -106,6 +123,8 @@ def test_damaged_files(tmp_path, kind):
         counts[verdict(path, expected)] += 1
     print(f"{kind}: {COUNT} damaged files: {dict(counts)}")
     assert counts["refused"] > COUNT / 4
+    if kind.startswith("tensorflow"):
+        assert counts["numbers differ"] + counts["names or shapes differ"] == 0  # every block has a checksum
     if kind == "mindspore crc":
         assert counts["numbers differ"] < COUNT / 50  # only where the trailer itself is lost
     if kind == "npz":

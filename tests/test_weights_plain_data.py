@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from inception_v4.weights.pickled import read_pickled
 from weights_cases import equal, save, tiny_state
 
-from inception_v4.weights import WeightsError, plaindata, read_weights
+from inception_v4.weights import WeightsError, read_weights
+from inception_v4.weights.files import plaindata
+from inception_v4.weights.files.pickled import read_pickled
 
 UTC = datetime.timezone.utc
 DATA: dict[str, tuple[Any, str]] = {

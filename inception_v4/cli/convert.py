@@ -17,7 +17,8 @@ from inception_v4.cli.options import CONTEXT
 @click.option("--to", "layout", help="Layout to write: torch, cadene, mindcv or modelzoo; default: by suffix.")
 @click.option("--classes", default="auto", show_default=True, type=click.Choice(["auto", "drop-background", "keep"]),
               help="TensorFlow's class 0 of 1001.")  # fmt: skip
-@click.option("--ema", is_flag=True, help="Take the moving average of the weights.")
+@click.option("--ema/--no-ema", default=None,
+              help="Take the moving average of the weights; default: only a TensorFlow checkpoint's.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), help="Default: as they are.")
 @click.option("--with-optimizer", is_flag=True, help="Carry Momentum's or RMSProp's state to MindSpore.")
 @click.option("--verify", is_flag=True, help="Compare the outputs of both networks on random pictures and PICTURE...")

@@ -43,13 +43,13 @@ class ConvertOptions(TypedDict, total=False):
     Attributes:
         classes: of 1001-class weights, `drop-background` drops class 0, `keep` keeps it; `auto` keeps it only in the
             layouts that usually have it.
-        ema: take the moving average of the weights.
+        ema: take the moving average of the weights; by default only where it is in a TensorFlow checkpoint.
         dtype: `fp32`, `fp16` or `bf16`; by default the tensors' own.
         with_optimizer: carry the state of Momentum or RMSProp to a MindSpore layout.
     """
 
     classes: Classes
-    ema: bool
+    ema: bool | None
     dtype: str | None
     with_optimizer: bool
 
@@ -149,7 +149,7 @@ def _read_back(path: Path, destination: Path) -> Weights:
 
 def _read(source: str | Path, layout: str, options: ConvertOptions) -> Weights:
     """The weights, complete and with the classes that are to be written."""
-    ema = options.get("ema", False)
+    ema = options.get("ema")
     if ema and options.get("with_optimizer"):
         raise WeightsError(
             "the optimizer state belongs to the weights, not to their moving average: choose one of them"

@@ -38,7 +38,7 @@ def load_weights(
     source: str | Path | Weights,
     *,
     classes: Classes = "auto",
-    ema: bool = False,
+    ema: bool | None = None,
     head: Head = "auto",
     check_finite: bool = True,
 ) -> LoadReport:
@@ -49,7 +49,7 @@ def load_weights(
         source: what `read_weights` takes, or what it returned.
         classes: of 1001-class weights, `drop-background` drops class 0, `keep` keeps it; `auto` drops it where the
             network has 1000 classes.
-        ema: take the moving average of the weights that training checkpoints may hold.
+        ema: as in `read_weights`.
         head: `auto` keeps the network's own, newly initialised classifier where the number of classes differs;
             `load` makes that an error; `reset` always keeps the network's own.
         check_finite: refuse NaN and infinity.

@@ -17,12 +17,14 @@ from inception_v4.weights.source import Located, locate
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def read_weights(source: str | Path, *, ema: bool = False, layout: str | None = None) -> Weights:
+def read_weights(source: str | Path, *, ema: bool | None = None, layout: str | None = None) -> Weights:
     """Read weights of any known layout; nothing of a file is executed.
 
     Args:
-        source: a file, a run directory, `owner/name` or `hf-hub:owner/name` on the Hugging Face hub, or `pretrained`.
-        ema: take the moving average of the weights that training checkpoints may hold.
+        source: a file (TensorFlow's also by their prefix), a run directory, `owner/name` or `hf-hub:owner/name` on the
+            Hugging Face hub, or `pretrained`.
+        ema: take the moving average of the weights that training checkpoints may hold; by default only where it is in
+            a TensorFlow checkpoint.
         layout: a key of `LAYOUTS`; by default it is recognised.
 
     Raises:
@@ -60,7 +62,12 @@ def read_weights(source: str | Path, *, ema: bool = False, layout: str | None = 
     )
 
 
-def _choose(raw: Raw, ema: bool, notes: list[str]) -> dict[str, Tensor]:
+def _choose(raw: Raw, ema: bool | None, notes: list[str]) -> dict[str, Tensor]:
+    if ema is None and raw.prefers_ema and raw.ema is not None:
+        notes.append(
+            "ema: the moving averages of the weights are taken (for the plain ones: convert --no-ema, ema=False)"
+        )
+        return raw.ema
     if ema:
         if raw.ema is None:
             raise WeightsError("holds no moving average of the weights: leave ema off")

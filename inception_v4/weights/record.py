@@ -160,6 +160,7 @@ class Raw:
 
     Attributes:
         state: parameters; ema: their moving average, where the file has one.
+        prefers_ema: whether the average is what the files of this kind are meant to be used with.
         info: our own description, where the file has one.
         training: optimizer state in the file's own form, by entry.
         extras: name -> short description of everything else.
@@ -167,6 +168,7 @@ class Raw:
 
     state: dict[str, Tensor]
     ema: dict[str, Tensor] | None = None
+    prefers_ema: bool = False
     info: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     extras: dict[str, str] = field(default_factory=dict)

@@ -21,6 +21,7 @@ PRETRAINED_ON_HUB = "timm/inception_v4.tf_in1k"
 """What the word stands for, on the Hugging Face hub."""
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
+_TENSORFLOW_PARTS = re.compile(r"\.(meta|data-\d+-of-\d+)$")
 _HUB_SCHEMES = ("hf-hub:", "hf_hub:")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HASH_IN_NAME = re.compile(r"-(?=[0-9a-f]*[a-f])([0-9a-f]{8,64})$")
@@ -59,12 +60,22 @@ def locate(source: str | Path) -> Located:
     path = Path(text).expanduser()
     if path.is_dir():
         path = _in_run_directory(path)
+    elif (index := _tensorflow_index(path)) is not None:
+        path = index
     elif not path.exists():
         if _looks_like_hub_name(text):
             return _from_hub(text)
         raise FileNotFoundError(_not_found(text, path))
     _check_hash(path)
     return Located(path, str(path), _read_beside(sidecar(path)))
+
+
+def _tensorflow_index(path: Path) -> Path | None:
+    """The `.index` of a TensorFlow checkpoint that was named by its prefix or by another of its files, or None."""
+    if path.is_file() and not _TENSORFLOW_PARTS.search(path.name):
+        return None
+    index = path.with_name(_TENSORFLOW_PARTS.sub("", path.name) + ".index")
+    return index if index.is_file() else None
 
 
 def sidecar(path: Path) -> Path:
@@ -77,7 +88,7 @@ def _in_run_directory(directory: Path) -> Path:
         for suffix in WEIGHTS_SUFFIXES:
             if (path := directory / f"{stem}{suffix}").is_file():
                 return path
-    held = sorted(p.name for p in directory.iterdir() if p.suffix in WEIGHTS_SUFFIXES)
+    held = sorted(p.name for p in directory.iterdir() if p.suffix in (*WEIGHTS_SUFFIXES, ".index"))
     remedy = f"name one of its files ({', '.join(held[:5])})" if held else "name a weights file"
     raise FileNotFoundError(f"{directory} is a directory without best.safetensors or last.safetensors: {remedy}")
 
@@ -93,7 +104,7 @@ def _not_found(text: str, path: Path) -> str:
     if not path.parent.is_dir():
         return f"{text} does not exist, nor does the directory {path.parent}: check the path"
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)
-    near = near or sorted(p.name for p in path.parent.iterdir() if p.suffix in WEIGHTS_SUFFIXES)[:3]
+    near = near or sorted(p.name for p in path.parent.iterdir() if p.suffix in (*WEIGHTS_SUFFIXES, ".index"))[:3]
     return f"{text} does not exist: " + (f"is it {' or '.join(near)}?" if near else "check the path")
 
 

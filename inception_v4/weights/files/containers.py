@@ -11,10 +11,11 @@ from inception_v4.weights.files.mindspore import read_mindspore
 from inception_v4.weights.files.npz import read_npz
 from inception_v4.weights.files.pickled import read_pickled
 from inception_v4.weights.files.safetensor import read_safetensors
+from inception_v4.weights.files.sstable import MAGIC as TABLE_MAGIC
+from inception_v4.weights.files.tfcheckpoint import read_tensorflow
 from inception_v4.weights.record import DAMAGED, Raw, WeightsError
 
 _HEAD = 512
-_TF_TABLE_MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 _MINDSPORE_ENCRYPTED = tuple((0x7F3A5ED8 + i).to_bytes(4, "little") for i in range(3))
 _TEXT_FILES = (
     (rb"\s*(<!doctype html|<html|<\?xml)", "a web page, not weights: the download failed; get the file itself"),
@@ -22,14 +23,14 @@ _TEXT_FILES = (
     (rb"\s*[\[{]\s*\"", "JSON text, not weights: name the weights file beside it"),
 )
 _FOREIGN = (
-    (rb"\x89HDF", "an HDF5 file: dump the TensorFlow checkpoint to .npz instead (docs/conversion.md)"),
+    (rb"\x89HDF", "an HDF5 file: dump the TensorFlow checkpoint to .npz, or give itself (.ckpt, .index)"),
     (rb"\x1f\x8b", "a gzip archive: unpack it first"),
     (rb"7z\xbc\xaf|Rar!", "an archive: unpack it first"),
 )
 
 
 def sniff(path: Path) -> str:
-    """`safetensors`, `torch`, `mindspore` or `npz`.
+    """`safetensors`, `torch`, `mindspore`, `npz` or `tensorflow`.
 
     Raises:
         WeightsError: anything else, said what it is and what to do.
@@ -41,6 +42,8 @@ def sniff(path: Path) -> str:
         head = file.read(_HEAD)
         file.seek(max(0, size - 8))
         tail = file.read(8)
+    if tail == TABLE_MAGIC:
+        return "tensorflow"
     if head[8:9] == b"{":
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
@@ -51,8 +54,6 @@ def sniff(path: Path) -> str:
         for pattern, meaning in patterns:
             if re.match(pattern, head, re.IGNORECASE):
                 raise WeightsError(f"{path} is {meaning}")
-    if tail == _TF_TABLE_MAGIC:
-        raise WeightsError(f"{path} is a TensorFlow checkpoint: dump it to .npz first (docs/conversion.md)")
     if head.startswith(b"\x80"):
         return "torch"
     if head.startswith(b"\n"):
@@ -89,4 +90,5 @@ CONTAINERS: dict[str, Callable[[Path], Raw]] = {
     "torch": read_pickled,
     "mindspore": read_mindspore,
     "npz": read_npz,
+    "tensorflow": read_tensorflow,
 }

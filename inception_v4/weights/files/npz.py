@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inception_v4.weights.files.tfvariables import is_network, sort_variables
 from inception_v4.weights.record import Raw, WeightsError
-
-SCOPE = "InceptionV4/"
-_AVERAGE = "/ExponentialMovingAverage"
-_NETWORK = re.compile(rf"{SCOPE}(?!AuxLogits).*/(weights|biases|BatchNorm/\w+)({_AVERAGE})?")
 
 
 def read_npz(path: Path) -> Raw:
@@ -24,17 +19,13 @@ def read_npz(path: Path) -> Raw:
         with np.load(path, allow_pickle=False) as file:
             for name in file.files:
                 plain = name.removesuffix(":0")
-                if _NETWORK.fullmatch(plain):
+                if is_network(plain):
                     tensors[plain] = torch.from_numpy(np.ascontiguousarray(file[name]))
                 else:
                     others.append(plain)
     except Exception as error:  # zipfile and numpy raise almost anything on damaged bytes
         raise WeightsError(f"{path} is truncated or damaged: dump it again ({error})") from error
-    state = {name: tensor for name, tensor in tensors.items() if not name.endswith(_AVERAGE)}
-    average = {name.removesuffix(_AVERAGE): tensor for name, tensor in tensors.items() if name.endswith(_AVERAGE)}
-    counts = Counter("AuxLogits/*" if "AuxLogits" in name else name.rsplit("/", 1)[-1] for name in others)
-    extras = {kind: f"{count} variables" for kind, count in counts.items()}
-    return Raw(state, ema=state | average if average else None, extras=extras)
+    return sort_variables(tensors, others)
 
 
 def write_npz(state: dict[str, Tensor], path: Path) -> None:

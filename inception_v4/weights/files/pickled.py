@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inception_v4.weights.plaindata import ALLOWED, Array, Dtype, Named
+from inception_v4.weights.files.plaindata import ALLOWED, Array, Dtype, Named
 from inception_v4.weights.record import DAMAGED, Raw, WeightsError
 
 _MODEL_KEYS = ("state_dict", "model", "model_state_dict", "module")

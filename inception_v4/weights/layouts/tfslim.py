@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.weights.files.npz import SCOPE
+from inception_v4.weights.files.tfvariables import SCOPE
 from inception_v4.weights.layouts.epsilon import shift_epsilon
 from inception_v4.weights.layouts.mindcv import EPSILON
 from inception_v4.weights.layouts.pytorch import note_counters, with_counters

@@ -23,7 +23,7 @@ _TEXT_FILES = (
     (rb"\s*[\[{]\s*\"", "JSON text, not weights: name the weights file beside it"),
 )
 _FOREIGN = (
-    (rb"\x89HDF", "an HDF5 file: dump the TensorFlow checkpoint to .npz, or give itself (.ckpt, .index)"),
+    (rb"\x89HDF", "an HDF5 file: dump the TensorFlow checkpoint to .npz, or give its .ckpt or .index"),
     (rb"\x1f\x8b", "a gzip archive: unpack it first"),
     (rb"7z\xbc\xaf|Rar!", "an archive: unpack it first"),
 )

@@ -11,7 +11,6 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from inception_v4.weights.files.npz import SCOPE
 from inception_v4.weights.files.tfvariables import SCOPE
 from inception_v4.weights.layouts.epsilon import shift_epsilon
 from inception_v4.weights.layouts.mindcv import EPSILON

@@ -27,12 +27,12 @@ def read_all(path: Path) -> dict[str, Value | str]:
 def numbers(kind: str, shape: tuple[int, ...]) -> np.ndarray:
     """The same as `make_fixtures.py` gave to MindSpore."""
     count = int(np.prod(shape))
-    return ((np.arange(count) * 37 % 101 - 20) % 100).astype(msckpt.DTYPES[kind]).reshape(shape)
+    return ((np.arange(count) * 37 % 101 - 20) % 100).astype(msckpt.NUMPY_TYPES[kind]).reshape(shape)
 
 
 def sample() -> dict[str, Value | str]:
     shapes = {"scalar": (), "vector": (5,), "kernel": (2, 1, 3, 2)}
-    values = {f"{k}.{name}": Value(k, numbers(k, s)) for k in msckpt.DTYPES for name, s in shapes.items()}
+    values = {f"{k}.{name}": Value(k, numbers(k, s)) for k in msckpt.NUMPY_TYPES for name, s in shapes.items()}
     special = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45], np.float32)
     return values | {"special": Value("Float32", special), "text": "Grüße, 你好 🙂", "nothing": ""}
 
@@ -72,7 +72,7 @@ def protobuf_checkpoint() -> type:
 def test_real_file_is_read_and_written_back_byte_for_byte(tmp_path, name):
     values = read_all(FIXTURES / name)
     assert len(values) == 12 * 4 + 2 + 4
-    spelling = {"bool_": "Bool", **{k.lower(): k for k in msckpt.DTYPES}}
+    spelling = {"bool_": "Bool", **{k.lower(): k for k in msckpt.NUMPY_TYPES}}
     shapes = {"scalar": (), "vector": (5,), "matrix": (2, 3), "kernel": (2, 1, 3, 2)}
     for key, value in values.items():
         kind, _, shape = key.partition(".")

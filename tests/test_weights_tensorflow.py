@@ -12,7 +12,7 @@ import pytest
 import torch
 from weights_cases import tiny_state
 
-from inception_v4.weights import FORMATS, WeightsError, WeightsInfo, read_weights
+from inception_v4.weights import LAYOUTS, WeightsError, WeightsInfo, read_weights
 from inception_v4.weights.files.containers import read, sniff
 from inception_v4.weights.files.crc32c import crc32c, masked_crc32c
 from inception_v4.weights.files.protobuf import FormatError
@@ -158,7 +158,7 @@ def bundle(path: Path, state: dict[str, torch.Tensor]) -> Path:
 
 
 def test_moving_averages_are_preferred_and_said(tmp_path):
-    plain, average = (FORMATS["tf-slim"].encode(tiny_state(1001, seed=s), WeightsInfo(1001), []) for s in (0, 1))
+    plain, average = (LAYOUTS["tf-slim"].encode(tiny_state(1001, seed=s), WeightsInfo(1001), []) for s in (0, 1))
     path = bundle(tmp_path / "a.ckpt.index", plain | {n + AVERAGE: t for n, t in average.items()})
     weights = read_weights(tmp_path / "a.ckpt")
     assert (weights.layout, weights.info.num_classes, weights.tensors) == ("tf-slim", 1001, 598)

@@ -110,7 +110,7 @@ def convert_weights(
     Args:
         source: what `read_weights` takes.
         destination: file to write, whole and verified or not at all; its suffix says the layout unless `to` does.
-        to: a key of `FORMATS`.
+        to: a key of `LAYOUTS`.
         verify: also compare the outputs of both networks on random pictures, and on the pictures given here.
         options: see `ConvertOptions`.
 

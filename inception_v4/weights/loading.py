@@ -25,7 +25,7 @@ class LoadReport:
     Attributes:
         info: how to use the network as it is now (classes, preprocessing).
         messages: lines for people: what was adapted, dropped or newly initialised.
-        layout: the row of `FORMATS` that was read.
+        layout: the row of `LAYOUTS` that was read.
     """
 
     info: WeightsInfo

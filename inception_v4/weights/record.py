@@ -123,7 +123,7 @@ class Weights:
     Attributes:
         state: 896 tensors on the CPU; they may be views of the file, so do not change them in place.
         info: how to use them.
-        layout: the row of `FORMATS` that the file follows.
+        layout: the row of `LAYOUTS` that the file follows.
         dropped: lines for people: what the file held and was not taken.
         notes: lines for people: what was changed on the way in.
         training: optimizer state as it was found, in PyTorch's form; empty where there is none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 import shutil
@@ -29,7 +30,7 @@ from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Augmentation
 from inception_v4.training.checkpoint import CheckpointError
 from inception_v4.training.loop import INTERRUPTED
-from inception_v4.training.step import DivergedError, Learner, make_criterion, optimizer_step
+from inception_v4.training.step import DivergedError, Learner, make_criterion, mix_seeds, optimizer_step
 from inception_v4.training.train import train
 
 STATE = ("model", "ema", "optimizer", "step", "best", "ema_updates")
@@ -69,6 +70,21 @@ def test_resuming_gives_the_same_bits_with_other_workers(finished_run: Path, tmp
     torch.rand(17)  # the global random state of this process must not matter
     train(tiny(folder, **LIVELY, resume="auto", workers=2))
     assert states_differ(finished_run, folder) == []
+
+
+def test_an_earlier_versions_checkpoint_goes_on_and_says_what_differs(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = torch.load(finished_run / "checkpoints" / "step-00000008.pt", weights_only=True)
+    torch.save(state | {"version": 1}, tmp_path / "old.pt")
+    train(tiny(tmp_path / "run", **LIVELY, resume=str(tmp_path / "old.pt")))
+    assert "other random numbers" in capsys.readouterr().err
+    assert final_state(tmp_path / "run")["step"] == final_state(finished_run)["step"]
+
+
+def test_seeds_differ_with_every_number_and_their_order() -> None:
+    seeds = {mix_seeds(*parts) for parts in itertools.product(range(7), repeat=3)}
+    assert len(seeds) == 7**3 and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_another_seed_gives_other_weights(finished_run: Path, tmp_path: Path) -> None:

@@ -177,8 +177,8 @@ def test_the_command_asks_for_what_its_flags_say(monkeypatch, flags, ema):
     """The conversion itself needs a network of full size; `read_weights` takes the answer above."""
     from click.testing import CliRunner
 
-    from inception_v4 import convert
-    from inception_v4.cli import cli
+    from inception_v4.cli.main import cli
+    from inception_v4.weights import convert
 
     asked = []
 

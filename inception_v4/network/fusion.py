@@ -19,23 +19,58 @@ from torch import Tensor, nn
 
 from inception_v4.accelerator import onednn
 from inception_v4.network.blocks import AvgPool, Concat, ConvNormAct, InceptionA, InceptionB, InceptionC
-from inception_v4.network.model import InceptionV4
+from inception_v4.network.model import InceptionV4, check_images, feature_maps, pooled
+
+_DESCRIPTION = (
+    "num_classes", "in_channels", "num_features", "head_hidden_size", "drop_rate", "global_pool", "feature_info"
+)  # fmt: skip
 
 
-class FusedInceptionV4(InceptionV4):
-    """What `fuse` returns: the methods and attributes of `InceptionV4`, in evaluation mode for good.
+class FusedInceptionV4(nn.Module):
+    """What `fuse` returns: the fused blocks and the classifier of a network, with the methods that evaluation needs.
 
-    Its parameters have other names, take no gradients, and are neither saved nor loaded.
+    Its parameters have other names than `InceptionV4`'s, take no gradients, and are neither saved nor loaded.
 
     Raises:
         RuntimeError: in `train()`, `state_dict()` and `load_state_dict()`.
     """
 
+    global_pool: str
+    in_channels: int
+
     def __init__(self, model: InceptionV4, *, join: bool) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(copy.deepcopy(model.__dict__))
-        self.features = nn.Sequential(*(_fuse_block(block, join=join) for block in self.features))
+        super().__init__()
+        plain = copy.deepcopy(model)
+        for name in _DESCRIPTION:
+            setattr(self, name, getattr(plain, name))
+        self.features = nn.Sequential(*(_fuse_block(block, join=join) for block in plain.features))
+        self.last_linear = plain.get_classifier()
         self.eval().requires_grad_(False)
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, or an identity when `num_classes` is 0."""
+        return self.last_linear
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """As `InceptionV4`'s."""
+        check_images(x, self.in_channels)
+        return self.features(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """As `InceptionV4`'s, without dropout."""
+        x = pooled(x, self.global_pool)
+        return x if pre_logits else self.last_linear(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, *, intermediates_only: bool = False
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """As `InceptionV4`'s."""
+        check_images(x, self.in_channels)
+        last, maps = feature_maps(self.features, x, indices)
+        return maps if intermediates_only else (last, maps)
 
     def train(self, mode: bool = True) -> FusedInceptionV4:
         if mode:
@@ -106,7 +141,7 @@ def fuse(model: InceptionV4, *, join: bool = True) -> FusedInceptionV4:
     Raises:
         ValueError: if `model` is not a plain `InceptionV4` (fused already, or wrapped by DDP or torch.compile).
     """
-    if isinstance(model, FusedInceptionV4) or not isinstance(model, InceptionV4):
+    if not isinstance(model, InceptionV4):
         raise ValueError(f"cannot fuse a {type(model).__name__}: give the plain InceptionV4, before any wrapping")
     return FusedInceptionV4(model, join=join)
 

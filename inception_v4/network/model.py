@@ -7,7 +7,7 @@ Inception-C blocks, then a global pool and one linear layer. Sizes in comments a
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.fx
@@ -31,7 +31,7 @@ POOLS = {"avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2, "": 1}
 """Global pools by timm's names, and values per channel; "" keeps the feature map and is only for `num_classes=0`."""
 
 
-def _pooled(x: Tensor, pool: str) -> Tensor:
+def pooled(x: Tensor, pool: str) -> Tensor:
     """[B, C, H, W] -> [B, C * values per channel], one of `POOLS`; written so that `torch.jit.script` can read it."""
     if pool == "avg":
         return x.mean((2, 3))
@@ -150,7 +150,7 @@ class InceptionV4(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to the last feature map [B, 1536, h, w] (8x8 for 299x299)."""
         if not torch.jit.is_scripting():  # TorchScript has no module constants and no checkpointing
-            _check_images(x, self.in_channels)
+            check_images(x, self.in_channels)
             if self.grad_checkpointing and torch.is_grad_enabled():
                 return self._frugal_features(x)
         return self.features(x)
@@ -163,7 +163,7 @@ class InceptionV4(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map [B, 1536, h, w] to logits, or to the classifier's input [B, 1536] if `pre_logits`."""
-        x = self.head_drop(_pooled(x, self.global_pool))
+        x = self.head_drop(pooled(x, self.global_pool))
         return x if pre_logits else self.last_linear(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,18 +190,40 @@ class InceptionV4(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt!r} is not supported: use 'NCHW'")
-        _check_images(x, self.in_channels)
-        ends = [index for index, _, _ in _LEVELS]
-        wanted = {ends[level] for level in _levels(indices, len(ends))}
-        intermediates = []
+        check_images(x, self.in_channels)
         frugal = self.grad_checkpointing and torch.is_grad_enabled()
-        for index, block in enumerate(self.features):
-            if stop_early and index > max(wanted):
-                break
-            x = checkpointed([block], x) if frugal else block(x)
-            if index in wanted:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
+        run = _checkpointed_block if frugal else _block
+        last, maps = feature_maps(self.features, x, indices, stop_early=stop_early, run=run)
+        return maps if intermediates_only else (last, maps)
+
+
+def _block(block: nn.Module, x: Tensor) -> Tensor:
+    return block(x)
+
+
+def _checkpointed_block(block: nn.Module, x: Tensor) -> Tensor:
+    return checkpointed([block], x)
+
+
+def feature_maps(
+    blocks: nn.Sequential,
+    x: Tensor,
+    indices: int | Sequence[int] | None,
+    *,
+    stop_early: bool = False,
+    run: Callable[[nn.Module, Tensor], Tensor] = _block,
+) -> tuple[Tensor, list[Tensor]]:
+    """The output of the last block run, and the maps at the levels of `feature_info` that are asked for."""
+    ends = [index for index, _, _ in _LEVELS]
+    wanted = {ends[level] for level in _levels(indices, len(ends))}
+    maps = []
+    for index, block in enumerate(blocks):
+        if stop_early and index > max(wanted):
+            break
+        x = run(block, x)
+        if index in wanted:
+            maps.append(x)
+    return x, maps
 
 
 def _levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
@@ -216,7 +238,8 @@ def _levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
 
 
 @torch.fx.wrap
-def _check_images(x: Tensor, in_channels: int) -> None:
+def check_images(x: Tensor, in_channels: int) -> None:
+    """Raise ValueError unless `x` is [B, in_channels, H, W] of at least the smallest size."""
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(f"input has shape {list(x.shape)}: give images as [batch, {in_channels}, height, width]")
     height, width = x.shape[2:]

@@ -19,7 +19,9 @@ from inception_v4.files import atomic_write
 if TYPE_CHECKING:
     from inception_v4.distributed import World
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
+"""1 had other random numbers for dropout and mixing; all else is the same."""
+_READABLE = (1, CHECKPOINT_VERSION)
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 
@@ -66,7 +68,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(state, dict) or "version" not in state:
         raise CheckpointError(f"{path} is not a training checkpoint: use --ckpt-path to start from weights")
-    if state["version"] != CHECKPOINT_VERSION:
+    if state["version"] not in _READABLE:
         raise CheckpointError(
             f"checkpoint {path} has format {state['version']}, this program reads {CHECKPOINT_VERSION}"
         )

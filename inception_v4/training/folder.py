@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from inception_v4.console import say
 from inception_v4.distributed import World
 from inception_v4.files import atomic_write
 from inception_v4.settings.recipes import to_yaml
 from inception_v4.settings.schema import Config, Run
-from inception_v4.training.checkpoint import find_resume, save_checkpoint
+from inception_v4.training.checkpoint import CHECKPOINT_VERSION, find_resume, save_checkpoint
 from inception_v4.training.curves import draw_curves
 from inception_v4.training.job import Job, capture, weights_info
 from inception_v4.training.runlog import SilentLog
@@ -71,8 +72,12 @@ def unused_folder(run: Run, world: World) -> RunFolder:
     return folder
 
 
-def earlier_state(resume: str | None, folder: RunFolder, world: World) -> dict[str, object] | None:
+def earlier_state(resume: str | None, folder: RunFolder, world: World) -> dict[str, Any] | None:
     """The state that the run goes on from: the same in every process; None for a new run."""
     if resume is None:
         return None
-    return find_resume(resume, folder.checkpoints, world=world, warn=say if world.is_main else SilentLog().say)
+    warn = say if world.is_main else SilentLog().say
+    state = find_resume(resume, folder.checkpoints, world=world, warn=warn)
+    if state is not None and state["version"] != CHECKPOINT_VERSION:
+        warn("the checkpoint is an earlier version's: dropout and mixing go on with other random numbers")
+    return state

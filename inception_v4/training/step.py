@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,14 +70,8 @@ def make_criterion(loss: str, label_smoothing: float) -> Callable[[Tensor, Tenso
 
 
 def mix_seeds(*parts: int) -> int:
-    """One 63-bit seed from several small integers; distinct inputs give unrelated seeds (splitmix64)."""
-    state = 0
-    for part in parts:
-        state = (state + part + 0x9E3779B97F4A7C15) & (2**64 - 1)
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-        state ^= state >> 31
-    return state >> 1
+    """One 63-bit seed from several numbers of at least 0; other numbers give an unrelated one."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def train_one_epoch(

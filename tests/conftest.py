@@ -24,6 +24,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a finished tiny run with everything random switched on."""
     from inception_v4.training.train import train
 
+    torch.set_num_threads(THREADS)  # before the tests' own fixture: the tests compare bits with this run's
     folder = tmp_path_factory.mktemp("run") / "finished"
     train(tiny(folder, **LIVELY))
     return folder

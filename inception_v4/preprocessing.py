@@ -18,6 +18,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MIN_IMAGE_SIZE = 75
 """Smallest input side, in pixels, that leaves a 1x1 map after the last reduction."""
 
+MAX_PIXELS = 300_000_000
+"""Most pixels of a picture in memory unless said otherwise: 0.9 GB."""
+
 INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 
 
@@ -31,6 +34,10 @@ class Preprocessing:
         crop_pct: the shorter side is resized to `floor(image_size / crop_pct)` before the centre crop.
         interpolation: one of `INTERPOLATIONS`.
         antialias: False reproduces MindSpore's resize, which has no antialiasing.
+        exif_rotation: a picture is turned as its EXIF orientation says before anything else. Published weights (timm's,
+            Cadene's, MindCV's, the ModelZoo's) have it on too: they were trained on pictures that mostly lie in their
+            files as they were seen, so a photo is named best when it is upright. Their published accuracies were
+            measured with it off.
     """
 
     image_size: int = 299
@@ -39,6 +46,7 @@ class Preprocessing:
     crop_pct: float = 0.875
     interpolation: str = "bicubic"
     antialias: bool = True
+    exif_rotation: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
@@ -61,7 +69,7 @@ class Preprocessing:
         antialias = "" if self.antialias else " without antialiasing"
         return (
             f"{self.image_size} px, {self.interpolation}{antialias}, crop {self.crop_pct}, "
-            f"mean {self.mean}, std {self.std}"
+            f"mean {self.mean}, std {self.std}{'' if self.exif_rotation else ', EXIF rotation ignored'}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,8 +79,17 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         """The record from JSON; unknown keys are ignored so that newer files stay readable."""
-        return cls(**{k: v for k, v in values.items() if k in cls.__dataclass_fields__ and v is not None})
+        return cls(**{k: v for k, v in dated(values).items() if k in cls.__dataclass_fields__ and v is not None})
 
     def replace(self, **changes: Any) -> Preprocessing:
         """A copy with the given fields changed; None means "keep"."""
         return replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+
+def dated(values: dict[str, Any]) -> dict[str, Any]:
+    """A record with what went without saying when it was written.
+
+    Only this project's records have `antialias`. One without `exif_rotation` is of a time when pictures were read as
+    they are stored: its network was trained on them and its accuracy measured with them so, and is met again only so.
+    """
+    return values | {"exif_rotation": False} if "antialias" in values and "exif_rotation" not in values else values

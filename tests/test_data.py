@@ -320,7 +320,7 @@ class _Probe(Source):
     class_names = ("x",)
     labels = [0] * 8
 
-    def load(self, index: int) -> torch.Tensor:
+    def load(self, index: int, *, exif_rotation: bool = True) -> torch.Tensor:
         facts = (
             torch.get_num_threads(),
             signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
@@ -338,7 +338,7 @@ def test_worker_processes() -> None:
 
 
 class _Fatal(_Probe):
-    def load(self, index: int) -> torch.Tensor:
+    def load(self, index: int, *, exif_rotation: bool = True) -> torch.Tensor:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

@@ -56,7 +56,7 @@ def test_mindcvs_recipe_becomes_this() -> None:
         "dataset": "imagenet", "data_dir": "/path/to/imagenet", "num_classes": 1000, "workers": 8,
         "ratio": (0.75, 1.333), "color_jitter": 0.4, "auto_augment": "autoaug", "re_prob": 0.25,
         "re_scale": (0.02, 0.33), "interpolation": "bilinear", "antialias": False, "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
+        "exif_rotation": False, "std": (0.229, 0.224, 0.225),
         "init": "xavier", "bn_momentum": 0.0003, "opt": "momentum", "momentum": 0.9,
         "warmup_epochs": 5.0, "decay_epochs": 195.0,
         "decay_rate": 0.9, "milestones": (30.0, 60.0, 90.0), "amp": "fp16", "loss_scale": 1024.0,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from inception_v4.data.crops import draw_box, resize
 from inception_v4.data.jpeg import Box, IsUnusual, frame_of
-from inception_v4.data.pictures import CorruptImage, decode_box, decode_picture, read_picture
+from inception_v4.data.pictures import CorruptImage, Decoding, decode_box, decode_picture, read_picture
 from inception_v4.data.shapes import draw_shape
 from inception_v4.settings.schema import Augmentation
 
@@ -54,11 +54,12 @@ def test_sixteen_bits_keep_the_high_byte_and_alpha_is_dropped() -> None:
     assert torch.equal(decode_picture(encoded(transparent, "PNG"), "x"), decode_picture(encoded(image, "PNG"), "x"))
 
 
-def test_exif_rotation_is_not_applied() -> None:
+def test_exif_rotation_is_applied_unless_it_is_off() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = encoded(draw_shape("arrow", 1, 60).crop((0, 0, 60, 40)), exif=exif.tobytes())
-    assert decode_picture(data, "x").shape == (3, 40, 60)
+    assert decode_picture(data, "x").shape == (3, 60, 40)
+    assert decode_picture(data, "x", Decoding(exif_rotation=False)).shape == (3, 40, 60)
 
 
 @pytest.mark.parametrize("keep", [0, 2, 11, 300, 0.3, 0.9, -30])

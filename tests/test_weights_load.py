@@ -44,7 +44,9 @@ def test_metadata_say_how_to_use_the_file(saved):
     described = json.loads(metadata["inception_v4"])
     assert metadata["format"] == "pt"
     assert described["num_classes"] == 1000
-    assert set(described["preprocessing"]) == {"image_size", "mean", "std", "crop_pct", "interpolation", "antialias"}
+    assert set(described["preprocessing"]) == {
+        "image_size", "mean", "std", "crop_pct", "interpolation", "antialias", "exif_rotation"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("classes", [1000, 10])

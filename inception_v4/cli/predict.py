@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,10 @@ from inception_v4.console import print_table
 @click.option("--amp", default="off", show_default=True, type=click.Choice(["off", "bf16", "fp16"]), help="Precision.")
 @click.option("--on-corrupt", default="error", show_default=True, type=click.Choice(["error", "skip"]),
               help="An unreadable picture.")  # fmt: skip
+@click.option("--exif-rotation/--no-exif-rotation", default=None, help="Turn pictures as their EXIF says; default: the "
+              "weights'.")  # fmt: skip
+@click.option("--max-pixels", type=click.IntRange(1), help="Most pixels of a picture: larger JPEG are decoded smaller, "
+              "others are an error; default 300 million.")  # fmt: skip
 @json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
 def command(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any) -> None:
@@ -48,6 +53,8 @@ def command(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any
         source, runtime=options["runtime"], device=options["device"], amp=options["amp"],
         batch_size=options["batch_size"], image_size=options["image_size"],
     )  # fmt: skip
+    given = {name: options[name] for name in ("exif_rotation", "max_pixels") if options[name] is not None}
+    predictor.decoding = replace(predictor.decoding, **given)
     for message in predictor.messages:
         click.echo(message, err=True)
     found = module.pictures_in(pictures)

@@ -7,13 +7,12 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
-"""Of files taken for pictures, whatever their case."""
+from inception_v4.data.suffixes import Sieve
 
 
-def class_folders(root: Path) -> tuple[str, ...]:
-    """Names of the class folders in `root`, sorted."""
-    names = subfolders(root)
+def class_folders(root: Path, sieve: Sieve | None = None) -> tuple[str, ...]:
+    """Names of the class folders in `root`, sorted; `sieve` remembers what was passed over."""
+    names = subfolders(root, sieve)
     if not names:
         raise FileNotFoundError(f"{root} holds no class folders: put each class's pictures into a folder of its own")
     return tuple(names)
@@ -33,18 +32,25 @@ def check_same_classes(train: Path, val: Path) -> None:
         raise ValueError(f"the class folders differ ({'; '.join(sides)}): give both the same classes")
 
 
-def subfolders(root: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+def subfolders(root: Path, sieve: Sieve | None = None) -> list[str]:
+    sieve = sieve or Sieve()
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and sieve.is_folder(entry.name))
 
 
-def picture_files(folder: Path) -> Iterator[str]:
+def picture_files(folder: Path, sieve: Sieve | None = None) -> Iterator[str]:
+    """Paths of the pictures in `folder`, at any depth; `sieve` remembers what was passed over."""
+    sieve = sieve or Sieve()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (
-            os.path.join(parent, name)
-            for name in files
-            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
-        )
+        folders[:] = [name for name in folders if sieve.is_folder(name)]
+        yield from (os.path.join(parent, name) for name in files if sieve.is_picture(parent, name))
+
+
+def no_pictures(folder: Path) -> str:
+    """Message about a class folder without pictures."""
+    sieve = Sieve()
+    assert not any(picture_files(folder, sieve))
+    unread = sieve.unread()
+    return f"class folder {folder} holds no pictures" + (f" but {unread}" if unread else ": fill or delete it")
 
 
 def missing(path: Path, setting: str) -> str:

@@ -185,7 +185,12 @@ class _TrainSet(Dataset):
 
     def _augmented(self, index: int, key: Key, skipped: list[str]) -> _Sample:
         rng = key.generator(self._seed)
-        image = self._source.load_box(index, partial(self._transform.box, rng=rng), least=self._least)
+        image = self._source.load_box(
+            index,
+            partial(self._transform.box, rng=rng),
+            least=self._least,
+            exif_rotation=self._augmentation.exif_rotation,
+        )
         image = self._transform(image, rng)
         erase = draw_erased_box(self._augmentation, rng) if self._augmentation.re_prob else None
         return _Sample(image, self._source.labels[index], index, erase, skipped)
@@ -195,13 +200,14 @@ class _EvalSet(Dataset):
     def __init__(self, source: Source, preprocessing: Preprocessing, *, skip: bool) -> None:
         self._source, self._skip = source, skip
         self._transform = eval_transform(preprocessing)
+        self._exif_rotation = preprocessing.exif_rotation
 
     def __getitem__(self, index: int) -> _Sample | Exception:
         return _caught(self._sample, index)
 
     def _sample(self, index: int) -> _Sample:
         try:
-            image = self._transform(self._source.load(index))
+            image = self._transform(self._source.load(index, exif_rotation=self._exif_rotation))
         except CorruptImage as error:
             if not self._skip:
                 raise

@@ -21,11 +21,14 @@ from inception_v4.data.folders import (
     holds_classes,
     missing,
     nearest,
+    no_pictures,
     picture_files,
     subfolders,
 )
-from inception_v4.data.pictures import ChooseBox, CorruptImage, decode_box, read_picture
+from inception_v4.data.pictures import ChooseBox, CorruptImage, Decoding, decode_box, read_picture
+from inception_v4.data.suffixes import Sieve
 from inception_v4.files import build_once, cache_dir
+from inception_v4.preprocessing import MAX_PIXELS
 from inception_v4.settings.schema import Data
 
 if TYPE_CHECKING:
@@ -41,17 +44,21 @@ class Source(ABC):
 
     class_names: tuple[str, ...]
     labels: list[int]
+    remarks: tuple[str, ...] = ()
+    """Lines for people: what was found beside the pictures and left aside."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @abstractmethod
-    def load(self, index: int) -> Tensor:
+    def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
         """Picture `index`, [3, H, W] uint8; raises CorruptImage."""
 
-    def load_box(self, index: int, choose: ChooseBox, *, least: int | None = None) -> Tensor:
+    def load_box(
+        self, index: int, choose: ChooseBox, *, least: int | None = None, exif_rotation: bool = True
+    ) -> Tensor:
         """The part of picture `index` that `choose` wants; `least` as in `pictures.decode_box`."""
-        image = self.load(index)
+        image = self.load(index, exif_rotation=exif_rotation)
         return choose(*image.shape[1:]).cut(image)
 
     @abstractmethod
@@ -62,31 +69,38 @@ class Source(ABC):
 class FolderSource(Source):
     """Pictures in `root/<class>/`, at any depth; class index by sorted name.
 
+    Args:
+        max_pixels: as in `pictures.Decoding`.
     Raises:
         FileNotFoundError: `root`, or every class folder, is missing.
         ValueError: a class folder holds no pictures.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, max_pixels: int = MAX_PIXELS) -> None:
         self.root = root
-        self.class_names = class_folders(root)
+        self._max_pixels = max_pixels
+        sieve = Sieve()
+        self.class_names = class_folders(root, sieve)
         self.labels, files = [], []
         for label, name in enumerate(self.class_names):
-            found = sorted(picture_files(root / name))
+            found = sorted(picture_files(root / name, sieve))
             if not found:
-                raise ValueError(f"class folder {root / name} holds no pictures: fill or delete it")
+                raise ValueError(no_pictures(root / name))
             files += found
             self.labels += [label] * len(found)
+        self.remarks = sieve.remarks(root)
         # One block of bytes: a list of a million strings would be copied into every worker by its reference counts.
         self._files = np.array([os.fsencode(os.path.relpath(file, root)) for file in files])
 
-    def load(self, index: int) -> Tensor:
-        return read_picture(self.name(index))
+    def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
+        return read_picture(self.name(index), Decoding(exif_rotation, self._max_pixels))
 
-    def load_box(self, index: int, choose: ChooseBox, *, least: int | None = None) -> Tensor:
+    def load_box(
+        self, index: int, choose: ChooseBox, *, least: int | None = None, exif_rotation: bool = True
+    ) -> Tensor:
         name = self.name(index)
         with open(name, "rb") as file:
-            return decode_box(file.read(), name, choose, least=least)
+            return decode_box(file.read(), name, choose, Decoding(exif_rotation, self._max_pixels), least=least)
 
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self._files[index])))
@@ -101,7 +115,7 @@ class ArraySource(Source):
         self._images = torch.from_numpy(images)
         self._title = title
 
-    def load(self, index: int) -> Tensor:
+    def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
         return self._images[index].permute(2, 0, 1)
 
     def name(self, index: int) -> str:
@@ -114,14 +128,17 @@ class Subset(Source):
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.class_names = source.class_names
         self.labels = [source.labels[i] for i in indices]
+        self.remarks = source.remarks
         self._source = source
         self._indices = np.asarray(indices, dtype=np.int64)
 
-    def load(self, index: int) -> Tensor:
-        return self._source.load(int(self._indices[index]))
+    def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
+        return self._source.load(int(self._indices[index]), exif_rotation=exif_rotation)
 
-    def load_box(self, index: int, choose: ChooseBox, *, least: int | None = None) -> Tensor:
-        return self._source.load_box(int(self._indices[index]), choose, least=least)
+    def load_box(
+        self, index: int, choose: ChooseBox, *, least: int | None = None, exif_rotation: bool = True
+    ) -> Tensor:
+        return self._source.load_box(int(self._indices[index]), choose, least=least, exif_rotation=exif_rotation)
 
     def name(self, index: int) -> str:
         return self._source.name(int(self._indices[index]))
@@ -186,7 +203,8 @@ def _open_folder(data: Data, split: str, world: World, seed: int) -> Source:
         if not wanted.is_dir() and (asked or (similar and holds_classes(root / similar))):
             # Not taken for a class, nor left aside while a part of the training pictures is held out.
             raise FileNotFoundError(missing(wanted, setting))
-    return _held_out(FolderSource(train if holds_classes(train) or data.train_split else root), data, split, seed)
+    pictures = train if holds_classes(train) or data.train_split else root
+    return _held_out(FolderSource(pictures, max_pixels=data.max_pixels), data, split, seed)
 
 
 def _open_split(data: Data, split: str) -> Source:
@@ -198,7 +216,7 @@ def _open_split(data: Data, split: str) -> Source:
         raise FileNotFoundError(missing(wanted, setting))
     if train.is_dir() and val.is_dir():
         check_same_classes(train, val)
-    return FolderSource(wanted)
+    return FolderSource(wanted, max_pixels=data.max_pixels)
 
 
 def _held_out(source: Source, data: Data, split: str, seed: int) -> Source:

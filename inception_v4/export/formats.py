@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from inception_v4.accelerator import select
 from inception_v4.data.augment import eval_transform
 from inception_v4.data.normalise import Normalise
-from inception_v4.data.pictures import read_picture
+from inception_v4.data.pictures import Decoding, read_picture
 from inception_v4.data.shapes import KINDS, draw_shape
 from inception_v4.export import mindir
 from inception_v4.export.om import AtcError, OmTarget, aipp_config, atc_command, run_atc
@@ -144,13 +144,13 @@ def calibration_pictures(folder: str, info: WeightsInfo) -> tuple[Tensor, Tensor
     Raises:
         ExportError, CorruptImage: there are fewer than two, or one cannot be read.
     """
-    resize = eval_transform(info.preprocessing)
+    resize, how = eval_transform(info.preprocessing), Decoding(info.preprocessing.exif_rotation)
     ranges, others = draw_pictures(Path(folder), ranges=CALIBRATION, compared=COMPARED)
     if not others:
         raise ExportError(
             f"--int8 {folder} holds no pictures, or one: give a folder of some hundred like those to come"
         )
-    first, second = (torch.stack([resize(read_picture(path)) for path in part]) for part in (ranges, others))
+    first, second = (torch.stack([resize(read_picture(path, how)) for path in part]) for part in (ranges, others))
     return first, second
 
 

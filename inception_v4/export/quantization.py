@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from inception_v4.console import say
 from inception_v4.data.folders import picture_files
 from inception_v4.data.sources import balanced
+from inception_v4.data.suffixes import Sieve
 from inception_v4.inference.sessions import require
 
 
@@ -24,11 +26,15 @@ def draw_pictures(folder: Path, *, ranges: int, compared: int, seed: int = 0) ->
     """Pictures to take ranges from and other ones to compare the result on, each from all over the classes.
 
     Where there are fewer pictures than asked for, both get their share; a folder of one picture gives none to compare.
+    What is passed over in the folder is said.
 
     Args:
         ranges, compared: at most so many pictures.
     """
-    files = sorted(picture_files(folder))
+    sieve = Sieve()
+    files = sorted(picture_files(folder, sieve))
+    for remark in sieve.remarks(folder):
+        say(remark)
     rng = np.random.default_rng(seed)
     drawn = [files[i] for i in _spread(files, ranges + compared, rng)]
     other = set(_spread(drawn, len(drawn) * compared // (ranges + compared) or min(1, len(drawn) // 2), rng))

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from inception_v4.console import say, track
 from inception_v4.data.augment import eval_transform
-from inception_v4.data.folders import PICTURE_SUFFIXES
-from inception_v4.data.pictures import CorruptImage, read_picture
+from inception_v4.data.folders import picture_files
+from inception_v4.data.pictures import CorruptImage, Decoding, read_picture
+from inception_v4.data.suffixes import Sieve, remedy
 from inception_v4.inference.factory import create_model
 from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.weights.class_names import class_names_of, describe_class
@@ -58,6 +59,9 @@ class Predictor:
         amp: `off`, `bf16` or `fp16`.
         batch_size: pictures per forward pass.
         image_size: side of the input in pixels; default: what the weights say.
+
+    Attributes:
+        decoding: whether EXIF's rotation is applied (default: what the weights say), and the limit of pixels.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Predictor:
         self._model = network.model
         self._resize = eval_transform(self.preprocessing)
         self._prepare = network.prepare(self.preprocessing)
+        self.decoding = Decoding(self.preprocessing.exif_rotation)
 
     def __call__(self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5) -> list[Prediction]:
         """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W]."""
@@ -96,7 +101,7 @@ class Predictor:
     @torch.inference_mode()
     def probabilities(self, pictures: Sequence[str | os.PathLike[str] | Tensor]) -> Tensor:
         """Softmax outputs [B, K] of one batch, float32 on the host."""
-        decoded = [p if isinstance(p, Tensor) else read_picture(Path(p)) for p in pictures]
+        decoded = [p if isinstance(p, Tensor) else read_picture(Path(p), self.decoding) for p in pictures]
         images = torch.stack([self._resize(picture) for picture in decoded])
         images = self._prepare(images.to(self._precision.accelerator.device))
         with self._precision.autocast():
@@ -105,14 +110,19 @@ class Predictor:
 
 
 def pictures_in(paths: Sequence[str]) -> list[Path]:
-    """The pictures named: files as they are, folders searched through, in sorted order."""
+    """The pictures named: files as they are, folders searched through, in sorted order; what is passed over is said."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+            sieve = Sieve()
+            inside = sorted(map(Path, picture_files(path, sieve)))
             if not inside:
-                raise ValueError(f"no pictures in {path}: it needs .jpg or .png files")
+                raise ValueError(f"no pictures in {path}: " + (sieve.unread() or "it needs .jpg or .png files"))
+            for remark in sieve.remarks(path):
+                say(remark)
             found += inside
+        elif path.is_file() and (what := remedy(path)):
+            raise ValueError(f"{path}: {path.suffix} files are not read: {what}")
         elif path.is_file():
             found.append(path)
         else:
@@ -145,7 +155,7 @@ def predict_files(predictor: Predictor, files: Sequence[Path], *, top_k: int, on
 
     for file in track(files, "predicting", len(files)):
         try:
-            pictures.append(read_picture(file))
+            pictures.append(read_picture(file, predictor.decoding))
         except CorruptImage as error:
             if on_corrupt != "skip":
                 raise

@@ -55,7 +55,7 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
             on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
         )  # fmt: skip
         if world.is_main:
-            for message in [*network.messages, *remarks]:
+            for message in [*network.messages, *pictures.remarks, *remarks]:
                 say(message)
             place = where(data, config.data)
             say(f"{len(pictures)} pictures{place}, {preprocessing.image_size} px, {network.engine} x {world.size}")
@@ -81,10 +81,11 @@ class Relabelled(Source):
     def __init__(self, source: Source, numbers: Sequence[int], class_names: tuple[str, ...]) -> None:
         self.class_names = class_names
         self.labels = [numbers[label] for label in source.labels]
+        self.remarks = source.remarks
         self._source = source
 
-    def load(self, index: int) -> Tensor:
-        return self._source.load(index)
+    def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
+        return self._source.load(index, exif_rotation=exif_rotation)
 
     def name(self, index: int) -> str:
         return self._source.name(index)

@@ -13,11 +13,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from inception_v4.preprocessing import (
     INCEPTION_MEAN,
     INCEPTION_STD,
+    MAX_PIXELS,
     MIN_IMAGE_SIZE,
     Preprocessing,
 )
 
-PREPROCESSING_FIELDS = ("image_size", "mean", "std", "crop_pct", "interpolation", "antialias")
+PREPROCESSING_FIELDS = ("image_size", "mean", "std", "crop_pct", "interpolation", "antialias", "exif_rotation")
 """Settings that are also fields of `Preprocessing`."""
 
 
@@ -84,6 +85,9 @@ class Data(Section):
     scaled_decoding: bool = Field(
         True, description="training: decode a large JPEG at 1/2, 1/4 or 1/8 where the crop keeps the input's pixels"
     )
+    max_pixels: Positive = Field(
+        MAX_PIXELS, description="most pixels of a picture: larger JPEG are decoded smaller, others are an error"
+    )
     shuffle: bool = Field(True, description="new order of the training pictures in each epoch")
     drop_last: bool = Field(True, description="leave out the incomplete last batch of a training epoch")
     on_corrupt: Literal["error", "skip"] = Field("error", description="an unreadable picture: stop, or skip and count")
@@ -127,6 +131,9 @@ class Augmentation(Section):
     aug_repeats: Annotated[int, Field(ge=0)] = Field(0, description="draws of the same picture per epoch (0: one)")
     interpolation: Literal["bicubic", "bilinear", "nearest"] = Field("bicubic", description="resize filter")
     antialias: bool = Field(True, description="False resizes as MindSpore does")
+    exif_rotation: bool = Field(
+        True, description="turn pictures as their EXIF says; off as in timm, MindCV and published ImageNet figures"
+    )
     crop_pct: Annotated[float, Field(gt=0, le=1)] = Field(0.875, description="validation: part kept by centre crop")
     mean: PerChannel = Field(INCEPTION_MEAN, description="per channel, on the 0-1 scale")
     std: PerChannel = Field(INCEPTION_STD, description="per channel, on the 0-1 scale")
@@ -142,7 +149,9 @@ class Augmentation(Section):
 
     def preprocessing(self) -> Preprocessing:
         """The evaluation side of this section, as it travels with weights."""
-        return Preprocessing(self.image_size, self.mean, self.std, self.crop_pct, self.interpolation, self.antialias)
+        return Preprocessing(
+            self.image_size, self.mean, self.std, self.crop_pct, self.interpolation, self.antialias, self.exif_rotation
+        )
 
     def given_preprocessing(self) -> dict[str, Any]:
         """The part of `preprocessing` that was given and is not a default."""

@@ -56,7 +56,8 @@ def start_network(
     model.set_grad_checkpointing(network.grad_checkpointing)
     origin = PRETRAINED if network.pretrained else network.ckpt_path
     if state is not None:
-        return Start(model, WeightsInfo.from_dict(state["info"]).preprocessing)
+        how = WeightsInfo.from_dict(state["info"]).preprocessing
+        return Start(model, how, turned_otherwise(how, augmentation))
     if not origin:
         return Start(model, augmentation.preprocessing())
     weights = read_weights(origin)
@@ -64,6 +65,17 @@ def start_network(
     how = report.info.preprocessing
     line = _preprocessing_line(weights, how, augmentation.given_preprocessing())
     return Start(model, how, [f"start from {origin}", *report.messages, line])
+
+
+def turned_otherwise(before: Preprocessing, augmentation: Augmentation) -> list[str]:
+    """A line for people where a run's pictures were not turned as those to come will be."""
+    if augmentation.prepared_like(before).exif_rotation == before.exif_rotation:
+        return []
+    was, now = ("on", "off") if before.exif_rotation else ("off", "on")
+    return [
+        f"exif_rotation is {now}, and was {was}: to go on exactly, leave it out or add "
+        f"--{'' if before.exif_rotation else 'no-'}exif-rotation"
+    ]
 
 
 def _preprocessing_line(weights: Weights, how: Preprocessing, given: dict[str, Any]) -> str:

@@ -136,6 +136,7 @@ def _introduction(loop: Loop, config: Config, source: Source, held_out: Source) 
         f"{learner.precision.accelerator.describe()} x {loop.world.size}, {'float32' if amp == 'off' else amp}, "
         f"{loop.loader.global_batch * learner.accum_steps} images per step, {steps.per_epoch} steps per epoch, "
         f"{config.optimizer.opt} lr {learner.rate.lr:g}, {config.schedule.epochs} epochs -> {loop.folder.path}",
+        *dict.fromkeys((*source.remarks, *held_out.remarks)),
     ]
 
 

@@ -203,7 +203,7 @@ def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tenso
     # Only here: torchvision takes longer to start than a conversion.
     from inception_v4.data.augment import eval_transform
     from inception_v4.data.normalise import Normalise
-    from inception_v4.data.pictures import read_picture
+    from inception_v4.data.pictures import Decoding, read_picture
 
     how = info.preprocessing
     if files and info.in_channels != 3:
@@ -211,8 +211,8 @@ def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tenso
     size = (_RANDOM_PICTURES, info.in_channels, how.image_size, how.image_size)
     batches = {"random pictures": torch.randint(256, size, generator=torch.Generator().manual_seed(0)).byte()}
     if files:
-        shrink = eval_transform(how)
-        batches["given pictures"] = torch.stack([shrink(read_picture(file)) for file in files])
+        shrink, reading = eval_transform(how), Decoding(how.exif_rotation)
+        batches["given pictures"] = torch.stack([shrink(read_picture(file, reading)) for file in files])
     normalise = Normalise(how)
     return {name: normalise(batch) for name, batch in batches.items()}
 

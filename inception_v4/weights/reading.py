@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inception_v4.preprocessing import dated
 from inception_v4.weights.files import containers
 from inception_v4.weights.layouts.registry import LAYOUTS, layout_of
 from inception_v4.weights.names import CANONICAL, FIRST_CONV, HEAD, difference, preview
@@ -116,7 +117,7 @@ def _describe(state: dict[str, Tensor], layout: str, described: dict[str, Any], 
     values = usual.to_dict() | {"source": located.origin}
     values |= {name: value for name, value in described.items() if value not in (None, "")}
     if isinstance(values["preprocessing"], dict):
-        given = {name: value for name, value in values["preprocessing"].items() if value is not None}
+        given = {name: value for name, value in dated(values["preprocessing"]).items() if value is not None}
         values["preprocessing"] = usual.preprocessing.to_dict() | given
     names = values["class_names"]
     if not isinstance(names, (list, tuple)) or len(names) != classes:

@@ -217,7 +217,8 @@ CIFAR_TRANSFORMS = frozenset({
 
 def implied(view: View) -> Outcome:
     """What MindCV's code does without being told."""
-    settings: dict[str, Any] = {"init": "xavier", "bn_momentum": 0.0003}
+    # MindSpore's decoder leaves pictures as they are stored.
+    settings: dict[str, Any] = {"init": "xavier", "bn_momentum": 0.0003, "exif_rotation": False}
     settings["antialias"] = str(view.get("interpolation")).lower() == "pilcubic"
     notices = []
     if view.level("bn_momentum") < 0:

@@ -136,7 +136,7 @@ def implied(view: View) -> Outcome:
     settings: dict[str, Any] = {
         "opt": "rmsproptf", "scheduler": "cosine_modelzoo", "label_smoothing": 0.0, "init": "xavier", "seed": 1,
         "bn_momentum": 0.003, "bn_eps": 1e-5, "interpolation": "bilinear", "antialias": False, "crop_pct": 1.0,
-        "ratio": [0.75, 1.333],
+        "ratio": [0.75, 1.333], "exif_rotation": False,
     }  # fmt: skip
     notices = [
         "the network is the paper's: the ModelZoo's drops 80 % before the classifier (drop_rate 0.2 here) and has a "

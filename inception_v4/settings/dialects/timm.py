@@ -296,6 +296,11 @@ def one_interpolation(view: View) -> Outcome:
     raise DialectError(f"train_interpolation={wanted} and interpolation={view.get('interpolation')}: here they are one")
 
 
+def implied(view: View) -> Outcome:
+    """What timm's code does without being told: pictures are taken as they are stored."""
+    return {"exif_rotation": False}, []
+
+
 def dropped(view: View) -> dict[str, str]:
     """timm writes its momentum of 0.9 into every args.yaml."""
     return momentum_unused(view, ("sgd", "momentum", "nesterov", "rmsprop", "lar", "madgrad", "kron", "muon", "orbv"))
@@ -307,6 +312,7 @@ TIMM = Dialect(
     signs=SIGNS,
     defaults=DEFAULTS,
     dropped=dropped,
+    implied=implied,
     combinations=(
         Combination(("amp_dtype",), half_precision, also=("amp",)),
         Combination(("lr_base",), base_rate, also=("lr_base_size",)),

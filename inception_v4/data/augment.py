@@ -6,7 +6,7 @@ What a worker does at random is drawn from one generator per sample.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
 from typing import Any
@@ -43,11 +43,11 @@ class TrainTransform:
         self._how = how
         self._centre = EvalTransform(how.preprocessing())
         self._colours: Transform | None = None
-        strength = how.color_jitter
+        strengths = jitter_strengths(how.color_jitter)
         if how.auto_augment is not None:
             self._colours = policy(how.auto_augment, [round(255 * value) for value in how.mean])
-        elif strength:
-            self._colours = v2.ColorJitter(strength, strength, strength)
+        elif any(strengths):
+            self._colours = v2.ColorJitter(*strengths)
 
     def box(self, height: int, width: int, rng: Random) -> Box:
         """The part of a picture of this size that the call expects."""
@@ -73,6 +73,13 @@ class TrainTransform:
             with seeded(rng.getrandbits(64)):
                 image = self._colours(image)
         return image
+
+
+def jitter_strengths(given: float | Sequence[float]) -> tuple[float, float, float, float]:
+    """Of brightness, contrast, saturation and hue: one number is for the first three, several are one for each."""
+    strengths = [given] * 3 if isinstance(given, (int, float)) else given
+    brightness, contrast, saturation, hue = [*strengths, 0.0, 0.0, 0.0][:4]
+    return brightness, contrast, saturation, hue
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from inception_v4.preprocessing import (
     INCEPTION_MEAN,
@@ -33,10 +33,28 @@ def _none_words(value: Any) -> Any:
     return None if isinstance(value, str) and value.strip().lower() in ("", "none", "null") else value
 
 
+def _strengths(value: Any) -> Any:
+    """One number alone as it is, several as a list, nothing as 0."""
+    values = _split_list(0.0 if value is None else value)
+    return values[0] if isinstance(values, (list, tuple)) and len(values) == 1 else values
+
+
+def _check_strengths(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    strengths = (value,) if isinstance(value, float) else value
+    if not 1 <= len(strengths) <= 4:
+        raise ValueError(f"has {len(strengths)} numbers, give one to four")
+    if min(strengths) < 0:
+        raise ValueError("must not be negative")
+    if len(strengths) == 4 and strengths[3] > 0.5:
+        raise ValueError(f"hue {strengths[3]:g} is more than 0.5, which is every hue there is")
+    return value
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Range = Annotated[tuple[float, float], BeforeValidator(_split_list)]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_split_list)]
+Strengths = Annotated[float | tuple[float, ...], BeforeValidator(_strengths), AfterValidator(_check_strengths)]
 
 
 class Section(BaseModel):
@@ -114,8 +132,8 @@ class Augmentation(Section):
     ratio: Range = Field((0.75, 4 / 3), description="aspect range of the random crop")
     hflip: Fraction = Field(0.5, description="probability of a horizontal flip")
     vflip: Fraction = Field(0.0, description="probability of a vertical flip")
-    color_jitter: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="strength for brightness, contrast, saturation"
+    color_jitter: Strengths = Field(
+        0.0, description="strength for brightness, contrast and saturation, or one for each and for hue (to 0.5)"
     )
     auto_augment: str | None = Field(
         None, description="autoaug, randaug[-mM-nN], trivialaugwide or augmix[-mM]; replaces color_jitter"

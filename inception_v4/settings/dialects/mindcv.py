@@ -102,7 +102,7 @@ RULES: dict[str, Rule] = {
     "ratio": Same(),
     "hflip": Same(),
     "vflip": Same(),
-    "color_jitter": Same(),
+    "color_jitter": Valued("color_jitter", {"none": 0.0}),
     "interpolation": Valued("interpolation", {"linear": "bilinear", "cubic": "bicubic", "pilcubic": "bicubic"}),
     "auto_augment": Policy(),
     "aug_splits": Refused("batches split for the Jensen-Shannon loss are not offered; leave it out"),

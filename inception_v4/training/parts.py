@@ -19,6 +19,7 @@ from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation, Data, Network, Optimizer, Training
 from inception_v4.training.optim import canonical_name
+from inception_v4.training.smallest import check_smallest
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
 from inception_v4.weights.source import PRETRAINED
 
@@ -38,6 +39,12 @@ def head_size(data: Data, source: Source) -> int:
     if asked is not None and asked < found:
         raise ValueError(f"num_classes {asked} is below the {found} classes of the data: leave it out or raise it")
     return asked or found
+
+
+def check_batches(source: Source, data: Data, *, image_size: int, training: Training, world: World) -> None:
+    """Raises ValueError where an epoch has a batch too small for BatchNorm."""
+    if not training.sync_bn or world.size == 1:  # else statistics are over the pictures of all processes
+        check_smallest(len(source), data.batch_size, world.size, drop_last=data.drop_last, image_size=image_size)
 
 
 def start_network(

@@ -21,7 +21,15 @@ from inception_v4.training.folder import earlier_state, unused_folder
 from inception_v4.training.job import Job, require_steps, restore
 from inception_v4.training.loop import Loop, NoProfiler
 from inception_v4.training.optim import average_of, build_optimizer
-from inception_v4.training.parts import Validator, callable_form, head_size, place, start_network, vendor_optimizer
+from inception_v4.training.parts import (
+    Validator,
+    callable_form,
+    check_batches,
+    head_size,
+    place,
+    start_network,
+    vendor_optimizer,
+)
 from inception_v4.training.runlog import RunLog
 from inception_v4.training.schedule import LearningRate, Steps
 from inception_v4.training.step import Learner, make_criterion
@@ -63,6 +71,8 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
         source, config.data, augmentation, world=world, seed=run.seed, pin_memory=accelerator.pin_memory
     )
     steps = Steps.of(config.schedule, loader.steps_per_epoch, opt.accum_steps)
+    if steps.total * opt.accum_steps >= loader.steps_per_epoch:  # else the run is over before an epoch's last batch
+        check_batches(source, config.data, image_size=augmentation.image_size, training=training, world=world)
     network = place(start.model, training, accelerator, world)
     normalise = Normalise(augmentation, accelerator.memory_format(training.channels_last))
     amp_dtype = accelerator.amp_dtype(training.amp)

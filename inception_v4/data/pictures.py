@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -63,8 +62,8 @@ class Decoding:
 
     Attributes:
         exif_rotation: turn a picture as its EXIF orientation says.
-        max_pixels: most pixels of a picture in memory. A JPEG or JPEG 2000 file that has more is decoded at 1/2, 1/4 or
-            1/8 of its size; whatever still has more is an error, before memory is taken for it.
+        max_pixels: most pixels of a picture in memory. A JPEG file that has more is decoded at 1/2, 1/4 or 1/8 of its
+            size; whatever still has more is an error, before memory is taken for it.
     """
 
     exif_rotation: bool = True
@@ -208,9 +207,6 @@ def _keep_within(image: Image.Image, data: bytes, limit: int) -> None:
     fraction = fraction_within(height, width, limit)
     if fraction == 1:
         return
-    if fraction is not None and isinstance(image, Jpeg2KImageFile):
-        image.reduce = fraction.bit_length() - 1
-    elif fraction is not None and isinstance(image, JpegImageFile) and decodes_row_by_row(data, header_of(data)):
-        image.draft(None, (width // fraction, height // fraction))
-    else:
+    if fraction is None or not (isinstance(image, JpegImageFile) and decodes_row_by_row(data, header_of(data))):
         raise _TooLarge(f"{width} x {height} pixels are more than max_pixels {limit}")
+    image.draft(None, (width // fraction, height // fraction))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from photos import photos
 from PIL import Image
 from torch import Tensor
 
+from inception_v4.cli import main as cli
 from inception_v4.data.augment import eval_transform
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import decode_picture
 from inception_v4.data.shapes import draw_shape
+from inception_v4.export import formats as export_formats
 from inception_v4.export.exporting import Target, export_model
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
@@ -87,3 +90,22 @@ def onnx_file(folder: Path) -> Path:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     return exported(folder, "live.onnx")
+
+
+@pytest.fixture
+def quick_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX files are copies of one that was exported before, so that a test need not trace the network again."""
+    ready = onnx_file(folder)
+
+    def copy(plan: export_formats.Plan, path: Path) -> None:
+        shutil.copy(ready, path)
+
+    monkeypatch.setattr(export_formats, "_write_onnx", copy)
+    monkeypatch.setitem(export_formats.FORMATS, "onnx", export_formats.FORMATS["onnx"]._replace(write=copy))
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    code = cli.run([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err

@@ -9,9 +9,9 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from cifar_files import PER_FILE, binary_files, records
 from photos import class_folders
 from torchvision import datasets
 
@@ -19,8 +19,6 @@ from inception_v4.data.cifar import CIFAR10_CLASSES, CIFAR100_CLASSES, DownloadF
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
 from inception_v4.settings.schema import Data
-
-PER_FILE = 4
 
 
 class _Bomb:
@@ -38,11 +36,6 @@ def _open(root: Path | None, split: str, dataset: str = "cifar10", **settings) -
     return open_source(data, split, world=World(), seed=0)
 
 
-def _records(seed: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return rng.integers(0, 256, (PER_FILE, 3072), dtype=np.uint8), rng.integers(0, classes, PER_FILE)
-
-
 def _pickles(monkeypatch: pytest.MonkeyPatch, root: Path, dataset: str) -> Path:
     """The python layout with random pictures; torchvision's checksums are set to those of the files."""
     base = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[dataset]
@@ -53,7 +46,7 @@ def _pickles(monkeypatch: pytest.MonkeyPatch, root: Path, dataset: str) -> Path:
     for attribute in ("train_list", "test_list"):
         lists[attribute] = []
         for name, _ in getattr(base, attribute):
-            data, labels = _records(len(name) + sum(map(ord, name)), classes)
+            data, labels = records(len(name) + sum(map(ord, name)), classes)
             (folder / name).write_bytes(pickle.dumps({"data": data, key: labels.tolist()}))
             lists[attribute].append([name, hashlib.md5((folder / name).read_bytes()).hexdigest()])
         monkeypatch.setattr(base, attribute, lists[attribute])
@@ -61,18 +54,6 @@ def _pickles(monkeypatch: pytest.MonkeyPatch, root: Path, dataset: str) -> Path:
     meta.write_bytes(pickle.dumps({base.meta["key"]: ["x"] * classes}))
     monkeypatch.setattr(base, "meta", {**base.meta, "md5": hashlib.md5(meta.read_bytes()).hexdigest()})
     return folder
-
-
-def _binary(folder: Path, names: list[str], dataset: str = "cifar10") -> None:
-    """The binary layout with the same pictures as `_pickles` (fine labels; coarse ones are 7)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        stem = name.removesuffix(".bin")
-        data, labels = _records(len(stem) + sum(map(ord, stem)), 10 if dataset == "cifar10" else 100)
-        head = labels[:, None].astype(np.uint8)
-        if dataset == "cifar100":
-            head = np.concatenate([np.full_like(head, 7), head], axis=1)
-        (folder / name).write_bytes(np.concatenate([head, data], axis=1).tobytes())
 
 
 TRAIN_BIN = [f"data_batch_{i}.bin" for i in range(1, 6)]
@@ -91,20 +72,20 @@ def test_cifar10_pickles_and_binaries_in_every_place(monkeypatch: pytest.MonkeyP
     folder.rename(tmp_path / "renamed")
     assert _same(train, _open(tmp_path / "renamed", "train"))
 
-    _binary(tmp_path / "bin" / "cifar-10-batches-bin", [*TRAIN_BIN, "test_batch.bin"])
+    binary_files(tmp_path / "bin" / "cifar-10-batches-bin", [*TRAIN_BIN, "test_batch.bin"])
     for root in (tmp_path / "bin", tmp_path / "bin" / "cifar-10-batches-bin"):
         assert _same(train, _open(root, "train")) and _same(test, _open(root, "val"))
     assert not _same(train, test)
 
-    _binary(tmp_path / "zoo" / "cifar-10-batches-bin", TRAIN_BIN)
-    _binary(tmp_path / "zoo" / "cifar-10-verify-bin", ["test_batch.bin"])
+    binary_files(tmp_path / "zoo" / "cifar-10-batches-bin", TRAIN_BIN)
+    binary_files(tmp_path / "zoo" / "cifar-10-verify-bin", ["test_batch.bin"])
     for root in (tmp_path / "zoo", tmp_path / "zoo" / "cifar-10-batches-bin", tmp_path / "zoo" / "cifar-10-verify-bin"):
         assert _same(train, _open(root, "train")) and _same(test, _open(root, "val"))
 
 
 def test_cifar100_takes_the_fine_labels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     folder = _pickles(monkeypatch, tmp_path / "py", "cifar100")
-    _binary(tmp_path / "bin" / "cifar-100-binary", ["train.bin", "test.bin"], "cifar100")
+    binary_files(tmp_path / "bin" / "cifar-100-binary", ["train.bin", "test.bin"], "cifar100")
     for split in ("train", "val"):
         pickled, binary = _open(folder, split, "cifar100"), _open(tmp_path / "bin", split, "cifar100")
         assert _same(pickled, binary) and binary.class_names == CIFAR100_CLASSES
@@ -127,7 +108,7 @@ def test_a_changed_pickle_is_refused_unopened(monkeypatch: pytest.MonkeyPatch, t
 
 def test_damaged_binaries(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-10-batches-bin"
-    _binary(folder, TRAIN_BIN)
+    binary_files(folder, TRAIN_BIN)
     whole = (folder / "data_batch_2.bin").read_bytes()
     (folder / "data_batch_2.bin").write_bytes(whole[:-1])
     with pytest.raises(ValueError, match=r"data_batch_2\.bin has 12291 bytes, not a multiple of 3073"):

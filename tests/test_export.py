@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from exported import CLASSES, HOW, drawn, exported, folder, logits, onnx_file, weights_file
+from exported import CLASSES, HOW, drawn, exported, folder, logits, onnx_file, quick_onnx, run, weights_file
 from running import ROOT
 
 from inception_v4.cli import main as cli
@@ -25,26 +25,7 @@ from inception_v4.inference.network import accelerator_for, open_network
 from inception_v4.network.model import InceptionV4
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
 
-__all__ = ["folder"]
-
-
-@pytest.fixture
-def quick_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX files are copies of one that was exported before, so that a test need not trace the network again."""
-    ready = onnx_file(folder)
-
-    def copy(plan: export_formats.Plan, path: Path) -> None:
-        shutil.copy(ready, path)
-
-    monkeypatch.setattr(export_formats, "_write_onnx", copy)
-    monkeypatch.setitem(export_formats.FORMATS, "onnx", export_formats.FORMATS["onnx"]._replace(write=copy))
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    code = cli.run([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
+__all__ = ["folder", "quick_onnx"]
 
 
 def test_the_command_offers_every_format() -> None:

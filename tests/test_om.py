@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import HOW, drawn, folder, onnx_file, weights_file
-from test_export import quick_onnx, run
+from exported import HOW, drawn, folder, onnx_file, quick_onnx, run, weights_file
 
 from inception_v4.data.normalise import Normalise
 from inception_v4.export.exporting import Target, intention

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from cifar_files import binary_files
 from photos import class_folders
-from test_cifar import _binary
 
 from inception_v4.cli.main import run
 from inception_v4.settings.dialects import translate
@@ -64,8 +64,8 @@ def test_the_modelzoos_recipes(photos: Path, tmp_path: Path, file: str, capsys: 
     data, more = photos, ["--epoch_size", "2"]
     if file == "_cpu":
         data = tmp_path / "cifar"
-        _binary(data / "cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)])
-        _binary(data / "cifar-10-verify-bin", ["test_batch.bin"])
+        binary_files(data / "cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)])
+        binary_files(data / "cifar-10-verify-bin", ["test_batch.bin"])
         more += ["--ds_type", "cifar10", "--start_epoch", "1"]
     settings, records = trained(recipe, data, tmp_path / "run", *more)
     expected = {

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exported import CLASSES, HOW, drawn, exported, folder, logits, network, onnx_file, photographs, weights_file
+from exported import CLASSES, HOW, drawn, exported, folder, logits, network, onnx_file, photographs, run, weights_file
 from photos import class_folders
-from test_export import run
 
 from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.inference.outputs import OutputsError, read_labels, score_outputs

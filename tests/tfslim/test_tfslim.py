@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from inception_v4.model import InceptionV4
 
+from inception_v4.network.model import InceptionV4
 from inception_v4.weights import load_weights
 
 PYTHON = os.environ.get("INCEPTION_V4_TENSORFLOW_PYTHON")

@@ -1,7 +1,7 @@
 """Every setting of a run: one typed schema (pydantic v2), grouped in sections.
 
 Leaf names are unique across the sections, so a YAML file may be nested or flat and every leaf is also a
-command-line flag. Reading files, aliases and error messages are `config.py`'s job.
+command-line flag. Reading files, aliases and error messages are `recipes.py`'s job.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_settings_chosen_for_the_data_and_smoke_count_as_nothing_given(weights: 
     recipe, _ = load_config("imagenet_momentum_mindcv", {"smoke": "true", "image_size": "80"})
     assert recipe.augmentation.image_size == 80
     assert recipe.augmentation.given_preprocessing().keys() == {
-        "image_size", "mean", "std", "interpolation", "antialias",
+        "image_size", "mean", "std", "interpolation", "antialias", "exif_rotation",
     }  # fmt: skip
 
 

@@ -39,9 +39,11 @@ LAZY = "__init__"
 
 PROTOCOLS = {
     "cli": {"command"},
-    "settings.dialects": {"COMBINATIONS", "DEFAULTS", "RULES", "SIGNS", "dropped", "implied"},
+    "settings.dialects": {
+        "COMBINATIONS", "DEFAULTS", "IGNORED", "QUIET", "REFUSED", "RULES", "SIGNS", "dropped", "implied",
+    },
     "weights.layouts": {"PREPROCESSING", "decode", "encode", "table"},
-}
+}  # fmt: skip
 """Names that every file of a folder has, so that a registry can hold one row for each."""
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from inception_v4.cli.main import run
-from inception_v4.settings.dialects import DIALECTS, FLAGS, DialectError, dialect_of, translate
+from inception_v4.settings.dialects import DIALECTS, FLAGS, DialectError, dialect_of, mindcv, modelzoo, timm, translate
+from inception_v4.settings.dialects.rules import NOTHING_ASKED
 from inception_v4.settings.recipes import ConfigError, load_config
 from inception_v4.settings.schema import Config
 from inception_v4.training.schedule import LearningRate
@@ -399,6 +402,20 @@ def test_mindcvs_other_schedules_in_closed_form() -> None:
     assert [stairs(s) for s in (0, steps - 1, steps, 2 * steps)] == pytest.approx([0, 0, lr / 2, lr])
     with pytest.raises(ConfigError, match="set warmup_epochs 0"):
         load_config(None, {"scheduler": "one_cycle", "warmup_epochs": "3"})
+
+
+@pytest.mark.parametrize(("dialect", "project"), [("mindcv", mindcv), ("modelzoo", modelzoo), ("timm", timm)])
+def test_a_name_is_kept_refused_or_ignored_and_its_reason_is_said(dialect: str, project: ModuleType) -> None:
+    refused, ignored, rules = getattr(project, "REFUSED", {}), project.IGNORED, DIALECTS[dialect].rules
+    assert len(project.RULES) + len(refused) + len(ignored) == len(rules), "a name stands in two places"
+    assert project.QUIET.keys() <= refused.keys() | ignored.keys()
+    for name in refused.keys() | ignored.keys():
+        assert not any(any(rules[name].apply(name, value)) for value in project.QUIET.get(name, NOTHING_ASKED))
+    for name, reason in refused.items():
+        with pytest.raises(DialectError, match=re.escape(f"{name}=something: {reason}")):
+            rules[name].apply(name, "something")
+    for name, reason in ignored.items():
+        assert rules[name].apply(name, "something") == ({}, [f"{name}=something -> no effect: {reason}"])
 
 
 @pytest.mark.parametrize("opt", ["adan", "lamb", "lion"])

@@ -11,9 +11,7 @@ from inception_v4.settings.dialects.rules import (
     NOTHING,
     Dialect,
     DialectError,
-    Ignored,
     Outcome,
-    Refused,
     Renamed,
     Rule,
     Same,
@@ -23,9 +21,21 @@ from inception_v4.settings.dialects.rules import (
     View,
     Word,
     plain,
+    rules,
     shown,
 )
-from inception_v4.settings.dialects.shared import AMP, CIFAR, DATASETS, IMAGENET, SHARED, momentum_unused
+from inception_v4.settings.dialects.shared import (
+    AMP,
+    CIFAR,
+    DATASETS,
+    IMAGENET,
+    NO_LAYER_RATES,
+    NO_PATHS,
+    NO_SPLITS,
+    SENT_AHEAD,
+    SHARED,
+    momentum_unused,
+)
 
 SUBSET = "here a fixed, class-balanced subset of the whole set; MindCV draws anew, and per device"
 NOT_CHECKED = "timm's implementation, which has not been compared with MindSpore's"
@@ -76,7 +86,6 @@ class Policy:
 
 RULES: dict[str, Rule] = {
     # system
-    "mode": Ignored("PyTorch runs eagerly; `compile` is the nearest thing to graph mode"),
     "distribute": Launched(),
     "val_while_train": Together("false: `val_interval` becomes the whole run, so that only its end is validated"),
     "val_interval": Same(
@@ -105,7 +114,6 @@ RULES: dict[str, Rule] = {
     "color_jitter": Valued("color_jitter", {"none": 0.0}),
     "interpolation": Valued("interpolation", {"linear": "bilinear", "cubic": "bicubic", "pilcubic": "bicubic"}),
     "auto_augment": Policy(),
-    "aug_splits": Refused("batches split for the Jensen-Shannon loss are not offered; leave it out"),
     "re_prob": Same(),
     "re_scale": Same(),
     "re_ratio": Same(),
@@ -123,24 +131,17 @@ RULES: dict[str, Rule] = {
     "num_classes": Same(),
     "in_channels": Same(),
     "drop_rate": Valued("drop_rate", {"none": 0.2}),
-    "drop_path_rate": Refused("Inception-v4 has no residual paths to drop; leave it out"),
     "pretrained": Same(),
     "ckpt_path": Same(),
-    "resume_opt": Refused(
-        "MindCV's optimizer state cannot be continued; leave it out to start from the weights of ckpt_path "
-        "(runs of this project go on with --resume auto)"
-    ),
     "keep_checkpoint_max": Same(),
     "ckpt_save_dir": Renamed("output_dir"),
     "ckpt_save_interval": Renamed("ckpt_interval"),
     "ckpt_save_policy": Together("top_k: the best weights are always kept, beside the newest; none: all are kept"),
     "epoch_size": Renamed("epochs"),
-    "dataset_sink_mode": Ignored("batches always go to the device ahead of time", quiet=(False,)),
     "ema": Same(),
     "ema_decay": Same(),
     "clip_grad": Together("true: `clip_grad` is the norm `clip_value`; false: none"),
     "clip_value": Together("`clip_grad`, where MindCV's clip_grad is true"),
-    "layer_decay": Refused("one learning rate per layer is not offered; leave it out", accepted=(None,)),
     "gradient_accumulation_steps": Renamed("accum_steps"),
     # optimizer
     "opt": Valued("opt", {name: Word(name, NOT_CHECKED) for name in ("lion", "adagrad", "lamb", "nadam", "adan")}),
@@ -164,32 +165,45 @@ RULES: dict[str, Rule] = {
     # loss
     "loss": SHARED["loss"],
     "label_smoothing": Same(),
-    "aux_factor": Ignored("Inception-v4 has no auxiliary classifier", quiet=(0, 0.0)),
-    "reduction": Refused("the loss is the mean over the batch", accepted=("mean", None)),
     # mixed precision
     "amp_level": Valued("amp", AMP),
     "val_amp_level": Valued("val_amp", AMP),
-    "amp_cast_list": Refused("a Python expression; autocast chooses the types. Leave it out", accepted=(None,)),
     "loss_scale_type": Together("`loss_scale`: fixed -> the number, dynamic and auto -> dynamic"),
     "loss_scale": Same(),
-    "drop_overflow_update": Ignored("steps with infinite gradients are always left out, and counted", quiet=(True,)),
-    "eval_shuffle": Ignored("the order of validation changes nothing", quiet=(False,)),
-}
-"""The 86 arguments, in their order by group."""
-
-OLDER: dict[str, Rule] = {
-    "filter_bias_and_bn": Ignored(
-        "it never worked in MindCV: everything decays, as here (weight_decay_filter no_norm_bias does what it says)",
-        quiet=(False,),
-    ),
+    # in recipes of earlier versions
     "dynamic_loss_scale": Together("true: `loss_scale` dynamic"),
-    "enable_modelarts": Refused("mount or copy the bucket and give data_dir and output_dir"),
-    "multi_data_url": Ignored("a ModelArts path; use data_dir"),
-    "data_url": Ignored("a ModelArts path; use data_dir", quiet=("",)),
-    "ckpt_url": Ignored("a ModelArts path; use ckpt_path"),
-    "train_url": Ignored("a ModelArts path; use output_dir", quiet=("",)),
 }
-"""In recipes of earlier versions."""
+"""What maps, in MindCV's order by group."""
+
+REFUSED = {
+    "aug_splits": f"{NO_SPLITS}; leave it out",
+    "drop_path_rate": f"{NO_PATHS}; leave it out",
+    "resume_opt": "MindCV's optimizer state cannot be continued; leave it out to start from the weights of ckpt_path "
+    "(runs of this project go on with --resume auto)",
+    "layer_decay": f"{NO_LAYER_RATES}; leave it out",
+    "reduction": "the loss is the mean over the batch",
+    "amp_cast_list": "a Python expression; autocast chooses the types. Leave it out",
+    "enable_modelarts": "mount or copy the bucket and give data_dir and output_dir",
+}
+
+IGNORED = {
+    "mode": "PyTorch runs eagerly; `compile` is the nearest thing to graph mode",
+    "dataset_sink_mode": SENT_AHEAD,
+    "aux_factor": "Inception-v4 has no auxiliary classifier",
+    "drop_overflow_update": "steps with infinite gradients are always left out, and counted",
+    "eval_shuffle": "the order of validation changes nothing",
+    "filter_bias_and_bn": "it never worked in MindCV: everything decays, as here "
+    "(weight_decay_filter no_norm_bias does what it says)",
+    "multi_data_url": "a ModelArts path; use data_dir",
+    "data_url": "a ModelArts path; use data_dir",
+    "ckpt_url": "a ModelArts path; use ckpt_path",
+    "train_url": "a ModelArts path; use output_dir",
+}
+
+QUIET: dict[str, tuple[Any, ...]] = {
+    "mode": (), "layer_decay": (None,), "reduction": ("mean", None), "drop_overflow_update": (True,),
+}  # fmt: skip
+"""Values that ask for nothing, where 0 and false do not."""
 
 SIGNS = frozenset({
     "mode", "val_while_train", "num_parallel_workers", "drop_remainder", "image_resize", "resume_opt",
@@ -249,7 +263,7 @@ def dropped(view: View) -> dict[str, str]:
 
 MINDCV = Dialect(
     title="MindCV",
-    rules=RULES | OLDER,
+    rules=rules(RULES, refused=REFUSED, ignored=IGNORED, quiet=QUIET),
     signs=SIGNS,
     defaults=DEFAULTS,
     implied=implied,

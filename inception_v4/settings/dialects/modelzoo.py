@@ -9,7 +9,6 @@ from inception_v4.settings.dialects.rules import (
     Combination,
     Dialect,
     DialectError,
-    Ignored,
     Outcome,
     Renamed,
     Rule,
@@ -18,13 +17,15 @@ from inception_v4.settings.dialects.rules import (
     Valued,
     View,
     plain,
+    rules,
     shown,
 )
-from inception_v4.settings.dialects.shared import AMP, CIFAR, IMAGENET
+from inception_v4.settings.dialects.shared import AMP, CIFAR, IMAGENET, SENT_AHEAD
 
 DEAD = "no file of the ModelZoo reads it"
 EVAL_KEY = "eval.py and export.py read it, train.py does not; give --ckpt_path"
 EXPORT_KEY = "export.py reads it; see `inception-v4 export`"
+LAUNCHER = "torchrun's process count decides"
 MODELARTS = (
     "data_url", "train_url", "checkpoint_url", "data_path", "output_path", "load_path", "modelarts_dataset_unzip_name",
 )  # fmt: skip
@@ -70,32 +71,16 @@ RULES: dict[str, Rule] = {
     "need_modelarts_dataset_unzip": Together("no effect without enable_modelarts; `extract` unpacks tar files"),
     "dataset_path": Renamed("data_dir"),
     "resume": Renamed("ckpt_path", "the ModelZoo's resume loads weights only, as ckpt_path does here", quiet=(None,)),
-    "checkpoint_path": Ignored(EVAL_KEY),
-    "ckpt_file": Ignored(EVAL_KEY),
-    "ckpt_path": Ignored(DEAD),
-    "ckpt_save_dir": Ignored(f"{DEAD}; give --output_dir"),
-    "result_path": Ignored("postprocess.py reads it", quiet=(None,)),
-    "label_file": Ignored("postprocess.py reads it", quiet=(None,)),
-    "file_name": Ignored(EXPORT_KEY),
-    "file_format": Ignored(EXPORT_KEY),
-    "width": Ignored(EXPORT_KEY, quiet=(299,)),
-    "height": Ignored(EXPORT_KEY, quiet=(299,)),
     # devices
     "device_target": Together("`device`: Ascend -> npu, GPU -> cuda, CPU -> cpu"),
     "platform": Together("`device`, as device_target; the two must agree"),
     "device_id": Together("the number in `device` npu:1, cuda:1, ..."),
-    "is_distributed": Ignored(f"{DEAD}; torchrun's process count decides", quiet=(False,)),
-    "distribute": Ignored(f"{DEAD}; torchrun's process count decides", quiet=(False,)),
-    "group_size": Ignored("torchrun's process count decides", quiet=(1,)),
-    "is_save_on_master": Ignored("the main process alone writes checkpoints", quiet=(True,)),
     "enable_profiling": Renamed("profile"),
     # data
     "ds_type": Valued("dataset", {}),
     "num_classes": Same(),
     "batch_size": Same(),
     "work_nums": Renamed("workers"),
-    "num_parallel_workers": Ignored("eval_onnx.py reads it, train.py reads work_nums"),
-    "ds_sink_mode": Ignored("batches always go to the device ahead of time", quiet=(False,)),
     # training
     "epoch_size": Renamed("epochs"),
     "start_epoch": FirstEpoch(),
@@ -112,6 +97,32 @@ RULES: dict[str, Rule] = {
     "amp_level": Valued("amp", AMP),
     "keep_checkpoint_max": Same(),
     "save_checkpoint_epochs": Renamed("ckpt_interval"),
+}
+
+IGNORED = {
+    "checkpoint_path": EVAL_KEY,
+    "ckpt_file": EVAL_KEY,
+    "ckpt_path": DEAD,
+    "ckpt_save_dir": f"{DEAD}; give --output_dir",
+    "result_path": "postprocess.py reads it",
+    "label_file": "postprocess.py reads it",
+    "file_name": EXPORT_KEY,
+    "file_format": EXPORT_KEY,
+    "width": EXPORT_KEY,
+    "height": EXPORT_KEY,
+    "is_distributed": f"{DEAD}; {LAUNCHER}",
+    "distribute": f"{DEAD}; {LAUNCHER}",
+    "group_size": LAUNCHER,
+    "is_save_on_master": "the main process alone writes checkpoints",
+    "num_parallel_workers": "eval_onnx.py reads it, train.py reads work_nums",
+    "ds_sink_mode": SENT_AHEAD,
+}
+
+QUIET: dict[str, tuple[Any, ...]] = {
+    "width": (299,),
+    "height": (299,),
+    "group_size": (1,),
+    "is_save_on_master": (True,),
 }
 
 FLAG_RULES: dict[str, Rule] = {
@@ -170,7 +181,7 @@ def modelarts(view: View) -> Outcome:
 
 MODELZOO = Dialect(
     title="the ModelZoo",
-    rules=RULES,
+    rules=rules(RULES, refused={}, ignored=IGNORED, quiet=QUIET),
     flags=FLAG_RULES,
     signs=SIGNS,
     defaults=DEFAULTS,

@@ -12,6 +12,8 @@ Outcome = tuple[Mapping[str, Any], Sequence[str]]
 
 NOTHING: Outcome = (MappingProxyType({}), ())
 NO_EFFECT = " -> no effect: "
+NOTHING_ASKED: tuple[Any, ...] = (None, False, 0, [], {})
+"""Values that ask for nothing, of a setting that is refused or has no effect."""
 
 
 class DialectError(ValueError):
@@ -115,7 +117,7 @@ class Refused:
     """Cannot be had here: an error, except for values that ask for nothing."""
 
     reason: str
-    accepted: tuple[Any, ...] = (None, False, 0)
+    accepted: tuple[Any, ...] = NOTHING_ASKED
 
     def apply(self, name: str, value: Any) -> Outcome:
         if plain(value) in self.accepted:
@@ -164,17 +166,36 @@ class Valued:
 
 @dataclass(frozen=True)
 class Ignored:
-    """No effect here; said so, except for values in `quiet` that ask for nothing."""
+    """No effect here; said so, except for values that ask for nothing."""
 
     reason: str
-    quiet: tuple[Any, ...] = ()
+    quiet: tuple[Any, ...] = NOTHING_ASKED
 
     def apply(self, name: str, value: Any) -> Outcome:
-        quiet = any(plain(value) == q and type(plain(value)) is type(q) for q in self.quiet)
-        return {}, [] if quiet else [f"{name}={shown(value)}{NO_EFFECT}{self.reason}"]
+        return {}, [] if plain(value) in self.quiet else [f"{name}={shown(value)}{NO_EFFECT}{self.reason}"]
 
     def describe(self, name: str) -> str:
         return f"no effect: {self.reason}"
+
+
+def rules(
+    kept: Mapping[str, Rule],
+    *,
+    refused: Mapping[str, str],
+    ignored: Mapping[str, str],
+    quiet: Mapping[str, tuple[Any, ...]],
+) -> dict[str, Rule]:
+    """All settings of a project.
+
+    Args:
+        kept: what maps.
+        refused: why a setting cannot be had here.
+        ignored: why a setting has no effect here.
+        quiet: values of what is refused or ignored that ask for nothing, where they are not `NOTHING_ASKED`.
+    """
+    table = dict(kept)
+    table |= {name: Refused(reason, quiet.get(name, NOTHING_ASKED)) for name, reason in refused.items()}
+    return table | {name: Ignored(reason, quiet.get(name, NOTHING_ASKED)) for name, reason in ignored.items()}
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ SCHEDULERS = {
     "cosine_decay": "cosine", "warmup_cosine_decay": "cosine", "exponential_decay": "exponential",
     "step_decay": "step", "multi_step_decay": "multi_step", "polynomial_decay": "polynomial", "multistep": "multi_step",
 }  # fmt: skip
+NO_PATHS = "Inception-v4 has no residual paths to drop"
+NO_SPLITS = "batches split for the Jensen-Shannon loss are not offered"
+NO_LAYER_RATES = "one learning rate per layer is not offered"
+SENT_AHEAD = "batches always go to the device ahead of time"
+"""Reasons that several projects share."""
+
 CLIP_VALUE = 15.0
 """MindCV's default for `clip_value`."""
 

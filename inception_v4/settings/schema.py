@@ -29,8 +29,11 @@ def _split_list(value: Any) -> Any:
     return [value] if isinstance(value, (int, float)) else value
 
 
+NONE_WORDS = ("", "none", "null", "~")
+
+
 def _none_words(value: Any) -> Any:
-    return None if isinstance(value, str) and value.strip().lower() in ("", "none", "null") else value
+    return None if isinstance(value, str) and value.strip().lower() in NONE_WORDS else value
 
 
 def _strengths(value: Any) -> Any:
@@ -58,7 +61,7 @@ Strengths = Annotated[float | tuple[float, ...], BeforeValidator(_strengths), Af
 
 
 class Section(BaseModel):
-    """Unknown keys are errors; the words none, null and '' mean None wherever None is allowed."""
+    """Unknown keys are errors; the words none, null, ~ and '' mean None wherever None is allowed."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=())
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inception_v4.settings.dialects.rules import NO_EFFECT, DialectError, Outcome, plain, shown
+from inception_v4.settings.dialects.rules import NO_EFFECT, DialectError, Outcome, one_number, plain, shown
 
 FILE_FORMATS = {"MINDIR": ("mindir", ".mindir"), "AIR": ("air", ".air"), "ONNX": ("onnx", ".onnx")}
 """Word of the ModelZoo: (format here, suffix)."""
@@ -26,7 +26,7 @@ def translate_export(given: Mapping[str, Any]) -> Outcome:
     if "ckpt_file" in known:
         found["source"] = known["ckpt_file"]
     if "num_classes" in known:
-        found["num_classes"] = int(known["num_classes"])
+        found["num_classes"] = int(one_number("num_classes", known["num_classes"]) or 0)
     if "file_format" in known:
         word = str(known["file_format"]).upper()
         if word not in FILE_FORMATS:
@@ -34,7 +34,7 @@ def translate_export(given: Mapping[str, Any]) -> Outcome:
         found["format"], suffix = FILE_FORMATS[word]
         name = str(known.get("file_name", "inceptionv4"))
         found["output"] = name if Path(name).suffix == suffix else name + suffix
-    sides = {int(known[name]) for name in ("width", "height") if name in known}
+    sides = {int(one_number(name, known[name]) or 0) for name in ("width", "height") if name in known}
     if len(sides) > 1:
         raise DialectError(f"width and height are {' and '.join(map(str, sorted(sides)))}: the input is square")
     if sides:

@@ -20,9 +20,10 @@ from inception_v4.settings.dialects.rules import (
     Valued,
     View,
     Word,
+    all_rules,
     plain,
-    rules,
     shown,
+    switch,
 )
 from inception_v4.settings.dialects.shared import (
     AMP,
@@ -46,10 +47,11 @@ class Launched:
 
     def apply(self, name: str, value: Any) -> Outcome:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if plain(value) and processes == 1:
+        asked = switch(name, value)
+        if asked and processes == 1:
             how = "start with `torchrun --nproc-per-node 8 ...` for eight devices; this is one process"
             return {}, [f"{name}={shown(value)}{NO_EFFECT}{how}"]
-        if not plain(value) and processes > 1:
+        if not asked and processes > 1:
             return {}, [f"{name}={shown(value)}{NO_EFFECT}torchrun started {processes} processes"]
         return NOTHING
 
@@ -63,7 +65,7 @@ class Policy:
     def apply(self, name: str, value: Any) -> Outcome:
         if plain(value) is None:
             return {name: None}, []
-        kind, *options = str(value).split("-")
+        kind, *options = str(value).strip().lower().split("-")
         if kind == "3a":
             raise DialectError(f"{name}={value}: only this policy is missing; choose autoaug or trivialaugwide")
         notices = []
@@ -245,7 +247,7 @@ def implied(view: View) -> Outcome:
     if is_cifar(view):
         cifar = {"train_crop": "pad", "crop_pct": 1.0, "hflip": 0.5, "color_jitter": 0.0, "interpolation": "bilinear"}
         return settings | cifar | CIFAR, notices
-    if view.get("pretrained") is True:
+    if view.switch("pretrained"):
         # This project's pretrained weights are TensorFlow's, which want their own normalisation.
         return settings, [*notices, "pretrained: the published TensorFlow weights, with their mean and std of 0.5"]
     return settings | IMAGENET, notices
@@ -263,7 +265,7 @@ def dropped(view: View) -> dict[str, str]:
 
 MINDCV = Dialect(
     title="MindCV",
-    rules=rules(RULES, refused=REFUSED, ignored=IGNORED, quiet=QUIET),
+    rules=all_rules(RULES, refused=REFUSED, ignored=IGNORED, quiet=QUIET),
     signs=SIGNS,
     defaults=DEFAULTS,
     implied=implied,

@@ -6,7 +6,7 @@ from inception_v4.settings.dialects.rules import NO_EFFECT, NOTHING, Combination
 
 
 def end_only(view: View) -> Outcome:
-    if view.get("val_while_train") or view.level("val_interval") > view.level("val_while_train"):
+    if view.switch("val_while_train") or view.level("val_interval") > view.level("val_while_train"):
         return NOTHING
     epochs = view.get("epochs") if view.level("epochs") > view.level("epoch_size") else view.get("epoch_size")
     notice = "val_while_train=False: validated once, after the last epoch; give --val_interval 1 for every epoch"
@@ -14,7 +14,7 @@ def end_only(view: View) -> Outcome:
 
 
 def nesterov(view: View) -> Outcome:
-    wanted, opt = view.get("use_nesterov"), str(view.get("opt") or "").lower()
+    wanted, opt = view.switch("use_nesterov"), str(view.get("opt") or "").lower()
     if view.level("opt") > view.level("use_nesterov") and opt == "nesterov":
         return NOTHING
     if not wanted:
@@ -39,10 +39,10 @@ def epsilon(view: View) -> Outcome:
 def warm_up(view: View) -> Outcome:
     if view.level("warmup_lr") > view.level("warmup_factor"):
         return NOTHING
-    lr, factor = view.get("lr"), view.get("warmup_factor")
+    lr, factor = view.number("lr"), view.number("warmup_factor")
     if lr is None and factor:
         raise DialectError(f"warmup_factor={shown(factor)} is a part of lr: give lr as well, or warmup_lr")
-    return {"warmup_lr": float(factor or 0) * float(lr or 0)}, []
+    return {"warmup_lr": (factor or 0.0) * (lr or 0.0)}, []
 
 
 def exponential_by_epoch(view: View) -> Outcome:
@@ -56,8 +56,8 @@ def exponential_by_epoch(view: View) -> Outcome:
 
 def cosine_cut(view: View) -> Outcome:
     """MindCV says so too: a cosine that does not fit into the run."""
-    warm, decay = view.get("warmup_epochs") or 0, view.get("decay_epochs")
-    epochs = view.get("epochs") if view.level("epochs") > view.level("epoch_size") else view.get("epoch_size")
+    warm, decay = view.number("warmup_epochs") or 0, view.number("decay_epochs")
+    epochs = view.number("epochs" if view.level("epochs") > view.level("epoch_size") else "epoch_size")
     if view.dialect != "MindCV" or "cosine" not in str(view.get("scheduler")) or not decay:
         return NOTHING
     if epochs is None or warm + decay <= epochs:
@@ -69,7 +69,7 @@ def cosine_cut(view: View) -> Outcome:
 
 
 def loss_scaling(view: View) -> Outcome:
-    kind, older = str(view.get("loss_scale_type") or "fixed").lower(), view.get("dynamic_loss_scale")
+    kind, older = str(view.get("loss_scale_type") or "fixed").lower(), view.switch("dynamic_loss_scale")
     if kind not in ("fixed", "dynamic", "auto"):
         raise DialectError(f"loss_scale_type={kind}: choose fixed or dynamic")
     if kind == "fixed" and not older:
@@ -85,6 +85,8 @@ def keeping(view: View) -> Outcome:
         return {"keep_checkpoint_max": 1_000_000}, ["ckpt_save_policy=none: every checkpoint is kept"]
     if str(policy).lower() == "top_k":
         return {}, ["ckpt_save_policy=top_k: the best weights are always kept (best.safetensors), beside the newest"]
+    if str(policy).lower() != "latest_k":
+        raise DialectError(f"ckpt_save_policy={shown(policy)}: choose latest_k, top_k or none")
     return NOTHING
 
 

@@ -16,8 +16,8 @@ from inception_v4.settings.dialects.rules import (
     Together,
     Valued,
     View,
-    plain,
-    rules,
+    all_rules,
+    one_number,
     shown,
 )
 from inception_v4.settings.dialects.shared import AMP, CIFAR, IMAGENET, SENT_AHEAD
@@ -52,7 +52,7 @@ class FirstEpoch:
     """start_epoch counts from 1 in the ModelZoo and from 0 here."""
 
     def apply(self, name: str, value: Any) -> Outcome:
-        epoch = int(plain(value) or 1) - 1
+        epoch = int(one_number(name, value) or 1) - 1
         if epoch < 0:
             raise DialectError(f"{name}={shown(value)}: the ModelZoo counts epochs from 1")
         notice = (
@@ -162,7 +162,7 @@ def implied(view: View) -> Outcome:
 def modelarts(view: View) -> Outcome:
     """The keys of the cloud's job form."""
     given = [name for name in [*MODELARTS, "need_modelarts_dataset_unzip"] if view.get(name)]
-    if not view.get("enable_modelarts"):
+    if not view.switch("enable_modelarts"):
         # On a command line, data_path is the folder itself and no key of the cloud.
         given = [name for name in given if view.level(name) < 2]
         return {}, [f"{', '.join(given)}{NO_EFFECT}enable_modelarts is False"] if given else []
@@ -181,7 +181,7 @@ def modelarts(view: View) -> Outcome:
 
 MODELZOO = Dialect(
     title="the ModelZoo",
-    rules=rules(RULES, refused={}, ignored=IGNORED, quiet=QUIET),
+    rules=all_rules(RULES, refused={}, ignored=IGNORED, quiet=QUIET),
     flags=FLAG_RULES,
     signs=SIGNS,
     defaults=DEFAULTS,

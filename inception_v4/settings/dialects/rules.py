@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
+from inception_v4.settings.schema import NONE_WORDS
+
 Outcome = tuple[Mapping[str, Any], Sequence[str]]
 """Settings in this project's names and scales, and notices for the user."""
 
@@ -27,7 +29,7 @@ def plain(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     word = value.strip().lower()
-    if word in ("", "none", "null"):
+    if word in NONE_WORDS:
         return None
     if word in ("true", "yes", "on", "false", "no", "off"):
         return word in ("true", "yes", "on")
@@ -37,11 +39,35 @@ def plain(value: Any) -> Any:
         return value
 
 
-def numbers(value: Any) -> list[float]:
+def switch(name: str, value: Any) -> bool:
+    """A word or a number that means true or false; none is false."""
+    found = plain(value)
+    if found is None or (isinstance(found, (bool, int, float)) and found in (0, 1)):
+        return bool(found)
+    raise DialectError(f"{name}={shown(value)}: give true or false")
+
+
+def one_number(name: str, value: Any) -> float | None:
+    """`5`, `4e-5`, or none."""
+    found = plain(value)
+    if found is None or (isinstance(found, (int, float)) and not isinstance(found, bool)):
+        return found
+    raise DialectError(f"{name}={shown(value)}: give one number")
+
+
+def numbers(name: str, value: Any) -> list[float]:
     """`0.2,1`, `(0.2, 1)`, `0.2 1`, `[0.2, 1]` or 0.2 as a list."""
     if isinstance(value, str):
-        return [float(part) for part in value.strip("()[] ").replace(",", " ").split()]
-    return [float(v) for v in value] if isinstance(value, Iterable) else [float(value)]
+        parts: Iterable[Any] = value.strip("()[] ").replace(",", " ").split()
+    else:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+    try:
+        found = [float(part) for part in parts]
+    except (TypeError, ValueError):
+        found = []
+    if not found:
+        raise DialectError(f"{name}={shown(value)}: give numbers, as in 0.2,1")
+    return found
 
 
 def shown(value: Any) -> str:
@@ -105,7 +131,7 @@ class Scaled:
     def apply(self, name: str, value: Any) -> Outcome:
         if plain(value) is None:
             return NOTHING
-        scaled = [round(v * self.factor, 10) for v in numbers(value)]
+        scaled = [round(v * self.factor, 10) for v in numbers(name, value)]
         return {self.to: scaled if len(scaled) > 1 else scaled[0]}, []
 
     def describe(self, name: str) -> str:
@@ -144,7 +170,7 @@ class Valued:
     words: Mapping[str, Any]
 
     def apply(self, name: str, value: Any) -> Outcome:
-        key = shown(value).lower()
+        key = shown(plain(value)).lower()
         if key not in self.words:
             return {self.to: value}, []
         word = self.words[key]
@@ -178,7 +204,7 @@ class Ignored:
         return f"no effect: {self.reason}"
 
 
-def rules(
+def all_rules(
     kept: Mapping[str, Rule],
     *,
     refused: Mapping[str, str],
@@ -225,6 +251,14 @@ class View:
                 if name in layer:
                     return plain(layer[name])
         return None
+
+    def switch(self, name: str) -> bool:
+        """Whether it is on; not given is off."""
+        return switch(name, self.get(name))
+
+    def number(self, name: str) -> float | None:
+        """Its number, None where it was not given."""
+        return one_number(name, self.get(name))
 
     def level(self, *names: str) -> int:
         """The highest layer that has one of `names`; -1 for none."""

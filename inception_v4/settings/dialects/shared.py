@@ -31,6 +31,7 @@ O3 = Word("fp16", "autocast with float32 weights and BatchNorm; O3's pure float1
 AMP = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": O3, "auto": "fp16"}
 DEVICES = {"ascend": "npu", "gpu": "cuda", "davinci": "npu"}
 DATASETS: dict[str, Any] = {
+    **{name: name for name in ("imagenet", "folder", "cifar10", "cifar100", "shapes")},
     "imagefolder": "folder", "torch/cifar10": "cifar10", "torch/cifar100": "cifar100",
     "mnist": Refused("28-pixel grey digits are not offered; cifar10 and shapes are as small"),
 }  # fmt: skip
@@ -60,7 +61,7 @@ class PixelScale:
     def apply(self, name: str, value: Any) -> Outcome:
         if plain(value) is None:
             return NOTHING
-        given = numbers(value)
+        given = numbers(name, value)
         if max(given) <= 1:
             return {name: value}, []
         scaled = [round(v / 255, 10) for v in given]
@@ -109,12 +110,14 @@ SHARED: dict[str, Rule] = {
 def clipping(view: View) -> Outcome:
     """clip_grad as MindCV's switch for clip_value, or as the norm itself."""
     asked = view.get("clip_grad")
+    if asked == 1 and view.dialect == "MindCV" and view.level("clip_grad") == 1:
+        asked = True  # a switch in its recipes
     if asked is True:
         limit = view.get("clip_value")
         if limit is not None:
             return {"clip_grad": limit}, []
         return {"clip_grad": CLIP_VALUE}, [f"clip_grad=True: gradients are clipped to norm {CLIP_VALUE:g}, MindCV's"]
-    if not asked:
+    if asked in (None, False, 0):
         unused = f"clip_value={shown(view.get('clip_value'))}{NO_EFFECT}clip_grad is not on"
         return {"clip_grad": None}, [unused] if view.level("clip_value") > 0 else []
     return {"clip_grad": asked}, []

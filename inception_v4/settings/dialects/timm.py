@@ -18,9 +18,9 @@ from inception_v4.settings.dialects.rules import (
     Valued,
     View,
     Word,
+    all_rules,
     numbers,
     plain,
-    rules,
     shown,
 )
 from inception_v4.settings.dialects.shared import DATASETS, NO_LAYER_RATES, NO_PATHS, NO_SPLITS, SHARED, momentum_unused
@@ -34,7 +34,7 @@ class InputSize:
     def apply(self, name: str, value: Any) -> Outcome:
         if plain(value) is None:
             return NOTHING
-        sizes = [int(v) for v in numbers(value)]
+        sizes = [int(v) for v in numbers(name, value)]
         if len(sizes) != 3 or sizes[1] != sizes[2]:
             raise DialectError(f"{name}={shown(value)}: give channels and a square, as in 3,299,299, or image_size 299")
         return {"in_channels": sizes[0], "image_size": sizes[1]}, []
@@ -278,7 +278,7 @@ def output_folder(view: View) -> Outcome:
 
 
 def no_augmentation(view: View) -> Outcome:
-    if not view.get("no_aug"):
+    if not view.switch("no_aug"):
         return NOTHING
     plain_pictures = {"train_crop": "centre", "hflip": 0.0, "vflip": 0.0, "color_jitter": 0.0, "auto_augment": None}
     return plain_pictures | {"re_prob": 0.0}, []
@@ -305,7 +305,7 @@ def dropped(view: View) -> dict[str, str]:
 
 TIMM = Dialect(
     title="timm",
-    rules=rules(RULES, refused=REFUSED, ignored=IGNORED, quiet=QUIET),
+    rules=all_rules(RULES, refused=REFUSED, ignored=IGNORED, quiet=QUIET),
     signs=SIGNS,
     defaults=DEFAULTS,
     dropped=dropped,

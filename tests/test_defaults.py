@@ -111,7 +111,7 @@ class Squares(Source):
     def __init__(self, count: int) -> None:
         self.labels = [i % 2 for i in range(count)]
 
-    def load(self, index: int) -> torch.Tensor:
+    def load(self, index: int, *, exif_rotation: bool = True) -> torch.Tensor:
         return torch.full((3, 76, 76), index, dtype=torch.uint8)
 
     def name(self, index: int) -> str:

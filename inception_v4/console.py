@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,13 @@ from rich.table import Table
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and messages go to stderr: stdout is left to results (`--json`)."""
+
+
+_ESTIMATED_OVER = 600.0
+"""Seconds: a batch or a contestant may take minutes, and a rate needs two of them."""
+
+
+_shown: list[Progress] = []
 
 
 def say(message: str) -> None:
@@ -30,13 +38,38 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     Console().print(table)
 
 
+@contextmanager
+def progress(description: str, total: float | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar on a terminal while the block runs, nothing elsewhere; gives a function that counts on by `count`.
+
+    Args:
+        total: None where the work cannot tell how far it is: the bar then shows that it goes on, and for how long.
+    """
+    if not console.is_terminal:
+        yield lambda count=1: None
+        return
+    if _shown:  # A terminal has one display: a block inside another one adds its bar there for a while.
+        task = _shown[-1].add_task(description, total=total)
+        try:
+            yield lambda count=1: _shown[-1].advance(task, count)
+        finally:
+            _shown[-1].remove_task(task)
+        return
+    with progress_bar() as display:
+        _shown.append(display)
+        try:
+            outer = display.add_task(description, total=total)
+            yield lambda count=1: display.advance(outer, count)
+        finally:
+            _shown.remove(display)
+
+
 def track(items: Any, description: str, total: int | None = None) -> Any:
     """`items` with a progress bar on a terminal, untouched elsewhere."""
-    if not console.is_terminal:
-        yield from items
-        return
-    with progress_bar() as progress:
-        yield from progress.track(items, total=total, description=description)
+    with progress(description, len(items) if total is None else total) as count_on:
+        for item in items:
+            yield item
+            count_on()
 
 
 def progress_bar() -> Progress:
@@ -48,4 +81,5 @@ def progress_bar() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        speed_estimate_period=_ESTIMATED_OVER,
     )

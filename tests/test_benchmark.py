@@ -135,7 +135,7 @@ def test_compiling_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_markdown_has_a_table_for_each_group() -> None:
     figures = {"ms": 2.0, "low": 1.9, "high": 2.1, "images_per_second": 500.0, "first_seconds": 1.0, "tflops": 0.5}
     rows = [Row("infer", size, 75, "plain", "fp32", ratio=None, **figures).__dict__ for size in (1, 8)]
-    text = to_markdown({"environment": {"device": "a box", "timm": None}, "rows": rows})
+    text = to_markdown({"device": "a box", "timm": None}, tables(rows))
     assert text.startswith("device: a box\n") and "timm" not in text
     assert text.count("| --- | --- |") == 2 and "| plain | fp32 | 2.0 | 10.0 | 500.00 | 1.0 | 0.50 |\n" in text
 

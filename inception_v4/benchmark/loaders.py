@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from inception_v4.accelerator import Accelerator
+from inception_v4.console import track
 from inception_v4.data.folders import holds_classes
 from inception_v4.data.loader import TrainLoader, on_device, worker_count
 from inception_v4.data.mixing import MixAndErase
@@ -63,11 +64,11 @@ def measure_loaders(
             raise ValueError(f"peer {peer!r} has no loader that is known here: timm has")
         passes[peer] = _timm(root, data, augmentation, accelerator=accelerator, copies=copies)
     runs: dict[str, list[float]] = {name: [] for name in passes}
-    for number in range(repeats + 1):
-        for name, batches in passes.items():
-            speed = _speed(batches(number))
-            if number:  # the first pass starts the workers and reads the files for the first time
-                runs[name].append(speed)
+    turns = [(number, name) for number in range(repeats + 1) for name in passes]
+    for number, name in track(turns, "loading"):
+        speed = _speed(passes[name](number))
+        if number:  # the first pass starts the workers and reads the files for the first time
+            runs[name].append(speed)
     return [_row(name, speeds, runs[peers[0]] if peers else None) for name, speeds in runs.items()]
 
 

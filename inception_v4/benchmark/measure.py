@@ -5,23 +5,22 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
-import os
-import platform
+import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inception_v4 import __version__
 from inception_v4.accelerator import Accelerator, select
-from inception_v4.accelerator.npu import installed
-from inception_v4.benchmark.contestants import FORMS, TORCH_TYPES, Entry, Pass, Setup
+from inception_v4.benchmark.conditions import seconds_per_call
+from inception_v4.benchmark.contestants import FORMS, Entry, Pass, Setup
+from inception_v4.console import progress, track
 from inception_v4.network.model import InceptionV4
 
 
@@ -33,6 +32,14 @@ class Group:
     batch_size: int
     image_size: int
     entries: tuple[Entry, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.task}, batch {self.batch_size}, {self.image_size} px"
+
+    def holds(self, row: dict[str, Any]) -> bool:
+        """Whether a row, as plain values, is one of this group's."""
+        return all(row[name] == getattr(self, name) for name in ("task", "batch_size", "image_size"))
 
 
 @dataclass(frozen=True)
@@ -85,19 +92,6 @@ class Timing(NamedTuple):
     memory: bool = False
 
 
-def run_groups(
-    groups: Sequence[Group], device: str, options: Timing, say: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
-    """Measure every group; the result is plain values: `environment` and `rows`."""
-    accelerator = select(device)
-    accelerator.activate()
-    rows = []
-    for group in groups:
-        say(f"{group.task}, batch {group.batch_size}, {group.image_size} px: {len(group.entries)} contestants")
-        rows += measure(group, accelerator, options, say)
-    return {"environment": environment(accelerator), "rows": [asdict(row) for row in rows]}
-
-
 def measure(
     group: Group, accelerator: Accelerator, options: Timing, say: Callable[[str], None] = lambda line: None
 ) -> list[Row]:
@@ -105,7 +99,7 @@ def measure(
     setup = Setup(accelerator, task=group.task, batch_size=group.batch_size, image_size=group.image_size)
     rows, passes, outputs = {}, {}, {}
     try:
-        for entry in group.entries:
+        for entry in track(group.entries, f"{group.title}: preparing"):
             say(f"  preparing {entry.form} {entry.precision}")
             if FORMS[entry.form].compiles:
                 say(f"  {accelerator.compile_notice(entry.form)}")
@@ -116,13 +110,14 @@ def measure(
                 # A contestant may lack its package, its kernels or the memory: the others still run.
                 rows[entry] = replace(row, error=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         say(f"  {options.repeats} rounds")
-        times = _interleave(accelerator, passes, options)
+        with progress(f"{group.title}: rounds", options.repeats * len(passes)) as count_on:
+            times = _interleave(accelerator, passes, options, count_on)
     finally:
         setup.close()
     passes.clear()
     gc.collect()
     if options.memory and accelerator.type == "cpu":
-        for entry, row in rows.items():
+        for entry, row in track(rows.items(), f"{group.title}: memory"):
             if not row.error:
                 memory, tensors = _alone(group, entry)
                 rows[entry] = replace(row, memory=memory, tensors=tensors)
@@ -154,7 +149,9 @@ def _set_mode(accelerator: Accelerator, entry: Entry) -> None:
     accelerator.activate(tf32=entry.precision != "fp32")
 
 
-def _interleave(accelerator: Accelerator, passes: dict[Entry, Pass], options: Timing) -> dict[Entry, list[float]]:
+def _interleave(
+    accelerator: Accelerator, passes: dict[Entry, Pass], options: Timing, count_on: Callable[[], None]
+) -> dict[Entry, list[float]]:
     """Seconds per pass, for each round."""
     times: dict[Entry, list[float]] = {entry: [] for entry in passes}
     order = list(passes)
@@ -164,22 +161,9 @@ def _interleave(accelerator: Accelerator, passes: dict[Entry, Pass], options: Ti
             _set_mode(accelerator, entry)
             passes[entry]()  # caches and clocks are this contestant's again
             accelerator.synchronize()
-            times[entry].append(_turn(accelerator, passes[entry], options.seconds))
+            times[entry].append(seconds_per_call(accelerator, passes[entry], options.seconds))
+            count_on()
     return times
-
-
-def _turn(accelerator: Accelerator, run: Pass, least: float) -> float:
-    """Seconds per pass over at least `least` seconds."""
-    count, spent = 0, 0.0
-    while count == 0 or spent < least:
-        more = max(1, min(count, 64))
-        started = time.perf_counter()
-        for _ in range(more):
-            run()
-        accelerator.synchronize()
-        spent += time.perf_counter() - started
-        count += more
-    return spent / count
 
 
 def _completed(
@@ -213,20 +197,11 @@ def flops_per_image(image_size: int) -> float:
     return float(counter.get_total_flops())
 
 
-def matrix_rate(accelerator: Accelerator, precision: str) -> float:
-    """TFLOP/s of a square matrix product, the ceiling of everything above."""
-    size = 2048 if accelerator.type == "cpu" else 8192
-    accelerator.activate(tf32=precision != "fp32")
-    a = torch.randn(size, size, device=accelerator.device).to(TORCH_TYPES[precision])
-    torch.mm(a, a)
-    accelerator.synchronize()
-    seconds = min(_turn(accelerator, lambda: torch.mm(a, a), 0.2) for _ in range(5))
-    return 2 * size**3 / seconds / 1e12
-
-
 def _alone(group: Group, entry: Entry) -> tuple[int | None, int | None]:
     """`memory` and `tensors` of a contestant in a process of its own, beyond what torch itself takes."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    # Ctrl-C is this process's to answer.
+    ignoring = (signal.SIGINT, signal.SIG_IGN)
+    with multiprocessing.get_context("spawn").Pool(1, initializer=signal.signal, initargs=ignoring) as pool:
         return pool.apply(_peak_of, (replace(group, entries=(entry,)),))
 
 
@@ -261,31 +236,6 @@ def _peak_of_tensors(work: Callable[[], None]) -> int:
         profile.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
     return max((event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"), default=0)
-
-
-def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """What the figures depend on."""
-    return {
-        "device": accelerator.describe(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "platform": platform.platform(terse=True),
-        "python": platform.python_version(),
-        **{name: installed(name) for name in ("torch", "timm", "onnxruntime", "openvino")},
-        "inception-v4": __version__,
-        "matrix_tflops": {
-            p: round(rate, 2) for p in ("fp32", "tf32", "bf16") if (rate := _rate_or_none(accelerator, p)) is not None
-        },
-    }  # fmt: skip
-
-
-def _rate_or_none(accelerator: Accelerator, precision: str) -> float | None:
-    if precision == "bf16" and accelerator.amp_support("bf16") != "native":
-        return None
-    if precision == "tf32" and accelerator.type == "cpu":
-        return None
-    return matrix_rate(accelerator, precision)
 
 
 def chosen(

@@ -43,12 +43,13 @@ def _or_blank(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
 
 
-def to_markdown(result: dict[str, Any]) -> str:
-    """The environment and the tables, for a document."""
-    known = {name: value for name, value in result["environment"].items() if value is not None}
+def to_markdown(environment: dict[str, Any], shown: Sequence[tuple[Sequence[str], list[Sequence[str]]]]) -> str:
+    """The environment and tables, for a document. Of a table with a precision, that column is text too."""
+    known = {name: value for name, value in environment.items() if value is not None}
     text = "; ".join(f"{name}: {value}" for name, value in known.items()) + "\n"
-    for header, rows in tables(result["rows"]):
-        lines = [header, ["---"] * 2 + ["--:"] * (len(header) - 2), *rows]
+    for header, rows in shown:
+        words = 2 if "precision" in header else 1
+        lines = [header, ["---"] * words + ["--:"] * (len(header) - words), *rows]
         text += "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return text
 

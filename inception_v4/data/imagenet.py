@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import logging
 import os
 import re
 import shutil
@@ -18,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from inception_v4.console import progress, say
 from inception_v4.files import build_once
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
 
-_log = logging.getLogger(__name__)
+_MEGABYTE = 1e6
 
 
 class DiskFull(RuntimeError):
@@ -42,19 +42,19 @@ def extract_val(root: Path, destination: Path) -> None:
 
 
 def _extract_train(archive: Path, part: Path) -> None:
-    with _checked(archive, part) as outer:
+    with _checked(archive, part) as outer, _unpacking(archive) as count_on:
         for member in outer:
             wnid = _plain_name(archive, member, r"(n\d{8})\.tar")
-            _log.info("unpacking %s of %s", wnid, archive.name)
             with tarfile.open(fileobj=_open(outer, member), mode="r:") as inner:
                 for picture in inner:
                     name = _plain_name(archive, picture, r"(n\d{8}_\d+\.JPEG)")
                     _write(_open(inner, picture), part / wnid / name, picture.size)
+                    count_on(picture.size / _MEGABYTE)
 
 
 def _extract_val(archive: Path, wnids: list[str], part: Path) -> None:
     seen = 0
-    with _checked(archive, part) as outer:
+    with _checked(archive, part) as outer, _unpacking(archive) as count_on:
         for picture in outer:
             name = _plain_name(archive, picture, r"(ILSVRC2012_val_\d{8}\.JPEG)")
             number = int(name[-13:-5])
@@ -62,8 +62,18 @@ def _extract_val(archive: Path, wnids: list[str], part: Path) -> None:
                 raise ValueError(f"{archive}: no ground truth for {name}: the development kit is another year's")
             _write(_open(outer, picture), part / wnids[number - 1] / name, picture.size)
             seen += 1
+            count_on(picture.size / _MEGABYTE)
     if seen != len(wnids):
         raise ValueError(f"{archive} holds {seen} pictures, the ground truth {len(wnids)}: fetch it again")
+
+
+@contextmanager
+def _unpacking(archive: Path) -> Iterator[Callable[..., None]]:
+    """Says how much there is to do, and on a terminal how far it is; gives a function that counts megabytes."""
+    size = archive.stat().st_size
+    say(f"unpacking {archive} ({size / 1e9:.1f} GB); what an interrupted run unpacked is kept")
+    with progress("unpacking, MB", size / _MEGABYTE) as count_on:
+        yield count_on
 
 
 @contextmanager

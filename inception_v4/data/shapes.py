@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from inception_v4.console import progress
+
 Point = tuple[float, float]
 Outline = list[Point]
 Colour = tuple[int, int, int]
@@ -112,13 +114,15 @@ def generate(folder: Path, *, train: int, val: int, classes: int, size: int) -> 
         ValueError: more classes than kinds, or fewer pictures than classes.
     """
     check_request(train=train, val=val, classes=classes)
-    for split, total in (("train", train), ("val", val)):
-        for label, kind in enumerate(KINDS[:classes]):
-            target = folder / split / kind
-            target.mkdir(parents=True, exist_ok=True)
-            for i in range(label, total, classes):
-                number = i // classes
-                _draw(kind, f"{split}/{kind}/{number}", size).save(target / f"{kind}_{number:06d}.jpg", quality=92)
+    with progress("drawing pictures", train + val) as count_on:
+        for split, total in (("train", train), ("val", val)):
+            for label, kind in enumerate(KINDS[:classes]):
+                target = folder / split / kind
+                target.mkdir(parents=True, exist_ok=True)
+                for i in range(label, total, classes):
+                    number = i // classes
+                    _draw(kind, f"{split}/{kind}/{number}", size).save(target / f"{kind}_{number:06d}.jpg", quality=92)
+                    count_on()
 
 
 def check_request(*, train: int, val: int, classes: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from inception_v4.console import progress
 from inception_v4.data.normalise import Normalise
 from inception_v4.export.formats import (
     FORMATS,
@@ -34,6 +35,9 @@ TOLERANCE = 1e-4
 
 AGREEMENT = 0.9
 """Least share of pictures that an 8-bit file has to call as the network does."""
+
+_SLOW = ("aoti", "mindir", "air")
+"""Formats that take minutes to write; the others take less than one. No exporter says how far it is."""
 
 _WEAK = 1e-3
 """Below this share of the largest output, the pictures' own differences are too small to compare networks by."""
@@ -79,13 +83,17 @@ def export_model(source: str | Path, output: str | Path, target: Target | None =
     output, target = Path(output), target or Target()
     row = _row(target, output)
     row.needs(target)
-    plan = _plan(str(source), target)
+    with progress(f"reading {source}"):
+        plan = _plan(str(source), target)
     report = ExportReport(_summary(plan, output), messages=plan.messages)
     with staged(output.absolute()) as folder:
         path = folder / output.name
-        row.write(plan, path)
+        usual = "minutes" if row in [FORMATS[name] for name in _SLOW] else "up to a minute"
+        with progress(f"writing {output.name} ({usual})"):
+            row.write(plan, path)
         if target.check:
-            _check(plan, row, path, report)
+            with progress("comparing it with PyTorch (some seconds)"):
+                _check(plan, row, path, report)
         if report.passed:
             try:
                 row.finish(plan, path)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inception_v4.accelerator import select
+from inception_v4.console import track
 from inception_v4.data.augment import eval_transform
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import Decoding, read_picture
@@ -147,11 +148,9 @@ def calibration_pictures(folder: str, info: WeightsInfo) -> tuple[Tensor, Tensor
     resize, how = eval_transform(info.preprocessing), Decoding(info.preprocessing.exif_rotation)
     ranges, others = draw_pictures(Path(folder), ranges=CALIBRATION, compared=COMPARED)
     if not others:
-        raise ExportError(
-            f"--int8 {folder} holds no pictures, or one: give a folder of some hundred like those to come"
-        )
-    first, second = (torch.stack([resize(read_picture(path, how)) for path in part]) for part in (ranges, others))
-    return first, second
+        raise ExportError(f"--int8 {folder} holds no pictures, or one: give some hundred like those to come")
+    read = [resize(read_picture(path, how)) for path in track([*ranges, *others], "reading pictures")]
+    return torch.stack(read[: len(ranges)]), torch.stack(read[len(ranges) :])
 
 
 def _program(plan: Plan, device: torch.device | None = None) -> torch.export.ExportedProgram:
@@ -196,7 +195,8 @@ def _quantise(plan: Plan, path: Path, pictures: Tensor) -> None:
     onnx = require("onnx")
     exact = path.with_name(f".exact.{path.name}")
     path.rename(exact)
-    quantize(exact, path, (plan.inputs(part) for part in pictures.split(plan.signature.batch_size or _AT_A_TIME)))
+    parts = pictures.split(plan.signature.batch_size or _AT_A_TIME)
+    quantize(exact, path, (plan.inputs(part) for part in track(parts, "taking ranges from pictures, batches")))
     exact.unlink()
     model = onnx.load(str(path))
     model.ClearField("metadata_props")

@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from inception_v4.console import progress
 from inception_v4.preprocessing import Preprocessing
 
 PRECISION_MODES = ("force_fp16", "allow_fp32_to_fp16", "must_keep_origin_dtype", "allow_mix_precision")
@@ -106,7 +107,8 @@ def run_atc(command: list[str], output: Path) -> None:
             "atc is not on PATH; it comes with the CANN toolkit: run `source "
             "/usr/local/Ascend/ascend-toolkit/set_env.sh` where that is installed"
         )
-    with tempfile.TemporaryDirectory() as scratch:  # ATC leaves logs and caches where it runs
+    # ATC leaves logs and caches where it runs.
+    with tempfile.TemporaryDirectory() as scratch, progress("compiling with ATC (some minutes)"):
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch)
     if done.returncode or not output.is_file():
         said = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]

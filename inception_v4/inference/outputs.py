@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inception_v4.accelerator import select
 from inception_v4.accelerator.precision import Precision
+from inception_v4.console import track
 from inception_v4.data.loader import Batch
 from inception_v4.distributed import World
 from inception_v4.inference.evaluate import evaluate
@@ -151,7 +152,7 @@ def _check_single(files: list[Path], pictures: list[str]) -> None:
 def _read_rows(files: list[Path]) -> Tensor:
     """The outputs [N, K] of all files."""
     rows: list[np.ndarray] = []
-    for path in files:
+    for path in track(files, "reading outputs"):
         try:
             row = np.asarray(READERS[path.suffix](path), dtype=np.float32).reshape(-1)
         except (ValueError, TypeError, OSError, EOFError, BadZipFile) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor
 
+from inception_v4.console import progress, track
 from inception_v4.files import publish, staged
 from inception_v4.network.model import InceptionV4
 from inception_v4.weights import Weights, WeightsError, WeightsInfo, load_weights, read_weights
@@ -27,6 +28,7 @@ _WITH_BACKGROUND = ("cadene", "tf-slim")
 """Layouts whose usual weights have TensorFlow's background class; `auto` keeps it there."""
 
 _RANDOM_PICTURES = 2
+_AT_A_TIME = 16
 _ROUNDING = {None: 1e-6, "fp32": 1e-6, "fp16": 2e-3, "bf16": 2e-2}
 """Largest difference of a kernel, relative to its largest value, that storing it in a type explains."""
 
@@ -183,7 +185,9 @@ def _check_outputs(
 ) -> None:
     """Compare the logits of both networks on random pictures and on the given ones."""
     batches = _pictures(report.weights.info, pictures)
-    before, after = (_logits(weights, list(batches.values())) for weights in (report.weights, written))
+    passes = 2 * sum(len(batch.split(_AT_A_TIME)) for batch in batches.values())
+    with progress("comparing outputs", passes) as count_on:
+        before, after = (_logits(weights, list(batches.values()), count_on) for weights in (report.weights, written))
     for name, expected, actual in zip(batches, before, after, strict=True):
         difference, top = float((expected - actual).abs().max()), float(expected.abs().max())
         signal = float((expected[0] - expected[-1]).abs().max())
@@ -212,15 +216,23 @@ def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tenso
     batches = {"random pictures": torch.randint(256, size, generator=torch.Generator().manual_seed(0)).byte()}
     if files:
         shrink, reading = eval_transform(how), Decoding(how.exif_rotation)
-        batches["given pictures"] = torch.stack([shrink(read_picture(file, reading)) for file in files])
+        batches["given pictures"] = torch.stack(
+            [shrink(read_picture(file, reading)) for file in track(files, "reading pictures")]
+        )
     normalise = Normalise(how)
     return {name: normalise(batch) for name, batch in batches.items()}
 
 
-def _logits(weights: Weights, batches: list[Tensor]) -> list[Tensor]:
-    """[B, classes] of each batch, on the CPU in float32."""
+def _logits(weights: Weights, batches: list[Tensor], count_on: Callable[[], None]) -> list[Tensor]:
+    """[B, classes] of each batch, on the CPU in float32; calls `count_on` after every pass."""
     info = weights.info
     model = InceptionV4(info.num_classes, info.in_channels, bn_eps=info.bn_eps).eval()
     load_weights(model, weights, classes="keep", head="load", check_finite=False)
+
+    def run(part: Tensor) -> Tensor:
+        logits = model(part)
+        count_on()
+        return logits
+
     with torch.inference_mode():
-        return [model(batch) for batch in batches]
+        return [torch.cat([run(part) for part in batch.split(_AT_A_TIME)]) for batch in batches]

@@ -1,10 +1,9 @@
-"""The rooms of the package and what holds in all of them: imports, names, sizes, and what the README says."""
+"""The rooms of the package and what holds in all of them: imports, names and sizes."""
 
 from __future__ import annotations
 
 import ast
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -188,31 +187,3 @@ def test_public_names_are_not_module_names_and_exist() -> None:
     assert not set(inception_v4.__all__) & {name.rpartition(".")[2] for name in files_of(PACKAGE)}
     for name in inception_v4.__all__:
         assert getattr(inception_v4, name).__name__ == name
-
-
-def readme_commands() -> list[list[str]]:
-    """Words of every `inception-v4 ...` line in the README's shell blocks."""
-    text = (ROOT / "README.md").read_text()
-    lines = [line for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S) for line in block.splitlines()]
-    found = []
-    for line in lines:
-        match = re.search(r"(?:inception-v4|-m inception_v4)\s+(\w.*)", line.split("#")[0])
-        if match:
-            found.append(shlex.split(match[1].split("&&")[0].split("|")[0].split(">")[0]))
-    return found
-
-
-@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
-def test_the_readmes_commands_exist(words: list[str]) -> None:
-    """Each is parsed by the real command line: unknown commands, flags and recipes fail."""
-    from click.testing import CliRunner
-
-    from inception_v4.cli.main import cli
-    from inception_v4.settings.recipes import find_recipe
-
-    command = cli.get_command(None, words[0])  # type: ignore[arg-type]
-    assert command is not None, f"no command {words[0]}"
-    context = command.make_context(words[0], list(words[1:]))
-    if context.params.get("config_file"):
-        find_recipe(context.params["config_file"])
-    assert CliRunner().invoke(cli, [words[0], "--help"]).exit_code == 0

@@ -18,8 +18,7 @@ from inception_v4.inference import predict
 from inception_v4.settings.defaults import Hardware, choose_defaults
 from inception_v4.settings.recipes import build_config
 from inception_v4.settings.schema import Config
-from inception_v4.training import job
-from inception_v4.training import train as training
+from inception_v4.training import parts, suit
 from inception_v4.training.suit import suit_data
 
 __all__ = ["folder"]
@@ -28,7 +27,7 @@ __all__ = ["folder"]
 @pytest.fixture
 def pretrained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A local file in the place of the published weights."""
-    for module in (job, predict):
+    for module in (parts, predict):
         monkeypatch.setattr(module, "PRETRAINED", str(weights_file(folder)))
 
 
@@ -114,7 +113,7 @@ def test_the_choice_follows_memory_and_data_and_leaves_what_was_said(
     many = class_folders(tmp_path / "many", {"ape": 300, "bear": 300}, size=20)
 
     def chosen(data: Path, device: Device, **given: object) -> tuple[Config, str]:
-        monkeypatch.setattr(training, "select", lambda name: device)
+        monkeypatch.setattr(suit, "select", lambda name: device)
         config = build_config({"data_dir": str(data), "pretrained": True} | given)
         config, reasons = suit_data(config, given)
         return config, "\n".join(reasons)

@@ -5,7 +5,7 @@ is asked of the device that torch-npu refuses (channels-last, tensors of two dev
 HCCL, bf16 on the first Ascend 910, the conditions of the fused optimizers), and the results are the CPU's.
 What it cannot show: anything about Ascend's own kernels, their precision, speed, memory or compilers, about HCCL on a
 network, about overlapping streams (every operation is finished when its call returns), nor about code in the real
-torch-npu; tests/test_npu_wheel.py compares names and keywords with that.
+torch-npu; tests/accelerator/test_npu_wheel.py compares names and keywords with that.
 
 `device.cpp` and `hccl.cpp` are compiled once (half a minute) into the user's cache. The environment of a simulated
 process: NPU_SIMULATOR_DEVICES (number, default 1), NPU_SIMULATOR_CHIP (default Ascend910B3), NPU_SIMULATOR_CANN

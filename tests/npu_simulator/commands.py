@@ -1,4 +1,4 @@
-"""Run by tests/test_npu_commands.py: command lines one after the other in one process, so that torch is imported once.
+"""Run by test_npu_commands.py: command lines one after the other in one process, so that torch is imported once.
 
 Reads a JSON object {name: words} from stdin, and prints one {name: {code, out, err, modes}}: the exit code, what the
 command wrote, and the modes that the device was left in. The first command has to be one for the NPU.

@@ -1,4 +1,4 @@
-"""Run by tests/test_npu.py in a process where torch-npu is the simulator, with two devices. See `npu_simulator`."""
+"""Run by test_npu.py in a process where torch-npu is the simulator, with two devices. See `npu_simulator`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run by tests/test_npu_wheel.py: the real torch-npu's Python files for optimizers and loss scaling on the simulator.
+"""Run by test_npu_wheel.py: the real torch-npu's Python files for optimizers and loss scaling on the simulator.
 
 They are loaded from the unpacked wheel in place of the stand-in's, under their own names. What they call in
 torch-npu's compiled part (storage sizes, formats, moving a tensor into a buffer) is the simulator's.

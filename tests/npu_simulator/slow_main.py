@@ -1,4 +1,4 @@
-"""Run by tests/test_npu_commands.py under torchrun: a command whose main process is slow to write checkpoints."""
+"""Run by test_npu_commands.py under torchrun: a command whose main process is slow to write checkpoints."""
 
 from __future__ import annotations
 

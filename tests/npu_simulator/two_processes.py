@@ -1,4 +1,4 @@
-"""Run by tests/test_npu.py under torchrun: what two processes learn from the halves of a batch, as numbers.
+"""Run by tests/accelerator/test_npu.py under torchrun: what two processes learn from the halves of a batch, as numbers.
 
 They are the two simulated NPUs of one machine. Synchronised batch statistics make it the same computation as one
 process's with the whole batch, which the first of them does on the CPU.

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from running import ROOT
 from safetensors.torch import save_file
 from weights_cases import network, tiny_state
 
@@ -35,7 +36,7 @@ def write_legacy(state: dict, path: Path) -> None:
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
-FIXTURES = Path(__file__).parent / "tfslim" / "fixtures"
+FIXTURES = ROOT / "tests" / "tfslim" / "fixtures"
 
 
 def copy_fixture(name: str) -> Callable[[dict, Path], None]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import ROOT
 
 from inception_v4.cli.main import run
 from inception_v4.settings.dialects import DIALECTS, FLAGS, DialectError, dialect_of, mindcv, modelzoo, timm, translate
@@ -19,7 +20,7 @@ from inception_v4.settings.recipes import ConfigError, load_config
 from inception_v4.settings.schema import Config
 from inception_v4.training.schedule import LearningRate
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = ROOT / "tests" / "fixtures"
 MINDCV = FIXTURES / "mindcv_inception_v4_ascend.yaml"
 MODELZOO = FIXTURES / "modelzoo_default_config.yaml"
 

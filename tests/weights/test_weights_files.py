@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from running import ROOT
 from safetensors.torch import save_file
 from weights_cases import equal, save, tiny_state
 
@@ -224,7 +225,7 @@ pickle.dump(answers, open(sys.argv[1], "wb"))
 def ask(tmp_path: Path, endpoint: str, *sources: str, **settings: str) -> list:
     """`read_weights` of each source in a fresh process whose hub is `endpoint`; its results or messages."""
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_XET": "1"}
-    environment |= {"PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "0"} | settings
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "0"} | settings
     answers = tmp_path / "answers"
     command = [sys.executable, "-c", ASK_THE_HUB, str(answers), *sources]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)

@@ -8,19 +8,17 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import npu_simulator
 import pytest
 import torch
 from parallel_gradients import gradients
-from running import THREADS
+from running import ROOT, THREADS
 
 from inception_v4.accelerator import select
 from inception_v4.distributed import World
 
-ROOT = Path(__file__).parent.parent
-HERE = Path(__file__).parent / "npu_simulator"
+HERE = ROOT / "tests" / "npu_simulator"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 pytestmark = pytest.mark.skipif(npu_simulator.missing() is not None, reason=str(npu_simulator.missing()))
 

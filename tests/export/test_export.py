@@ -209,7 +209,7 @@ def test_mindir(folder: Path, batch_size: int | None) -> None:
 def test_the_modelzoos_line(folder: Path, quick_onnx: None, tmp_path: Path, capsys, monkeypatch) -> None:
     """`export.py --config_path C --ckpt_file W --device_target Ascend --file_format ONNX`."""
     monkeypatch.chdir(tmp_path)
-    recipe = Path(__file__).parent / "fixtures" / "modelzoo_default_config.yaml"
+    recipe = ROOT / "tests" / "fixtures" / "modelzoo_default_config.yaml"
     words = ["--config_path", recipe, "--ckpt_file", weights_file(folder), "--device_target", "Ascend"]
     words += ["--width=75", "--height=75", "--num_classes=6", "--file_name", "zoo"]
     code, _, err = run(capsys, "export", *words, "--file_format", "ONNX")

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from running import ROOT
 
 from inception_v4.weights.files import msckpt
 from inception_v4.weights.files.mindspore import from_tensor, to_tensor
 from inception_v4.weights.files.msckpt import Checkpoint, DamagedCheckpoint, Value
 
-FIXTURES = Path(__file__).parent / "mindspore" / "fixtures"
+FIXTURES = ROOT / "tests" / "mindspore" / "fixtures"
 
 
 def read_all(path: Path) -> dict[str, Value | str]:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from cifar_files import binary_files
 from photos import class_folders
+from running import ROOT
 
 from inception_v4.cli.main import run
 from inception_v4.settings.dialects import translate
@@ -17,7 +18,7 @@ from inception_v4.settings.schema import Config
 from inception_v4.settings.schema import Run as RunSettings
 from inception_v4.training.loop import is_validated
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = ROOT / "tests" / "fixtures"
 
 
 @pytest.fixture(scope="module")

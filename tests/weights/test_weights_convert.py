@@ -11,6 +11,7 @@ import pretrainedmodels
 import pytest
 import torch
 from photos import photos
+from running import ROOT
 from weights_cases import equal, fresh, logits, network, state
 
 from inception_v4.preprocessing import Preprocessing
@@ -247,7 +248,7 @@ print(time.process_time() - start, (memory("VmHWM") - before) * 1024)
 def test_quick_and_lean(folder, names):
     """Beyond the start of the interpreter and torch: under 2 s of CPU time, under 2.5 times the file of memory."""
     command = [sys.executable, "-c", MEASURE, *(str(folder / name) for name in names)]
-    root = str(Path(__file__).parent.parent)
+    root = str(ROOT)
     environment = {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     seconds, peak = map(float, done.stdout.split())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from running import ROOT
 
 from inception_v4.settings.recipes import (
     RECIPE_FOLDERS,
@@ -75,7 +76,7 @@ def test_smoke_shrinks_every_recipe(path: Path) -> None:
 
 
 def test_shipped_recipes_are_found_by_name_and_by_path_of_a_checkout() -> None:
-    shipped = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+    shipped = ROOT / "configs" / "quickstart.yaml"
     assert find_recipe("quickstart").resolve() == find_recipe("configs/quickstart.yaml").resolve() == shipped.resolve()
     assert find_recipe(str(shipped)) == shipped, "a path is taken as it is"
     with pytest.raises(FileNotFoundError, match=r"'nosuch'.*quickstart"):

@@ -14,11 +14,11 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from running import ROOT
 from torch import nn
 
 from inception_v4 import accelerator
@@ -27,7 +27,6 @@ from inception_v4.accelerator import npu as npu_module
 from inception_v4.accelerator.devices import Cuda, Indexed, Mps, Xpu
 from inception_v4.accelerator.npu import Npu
 
-ROOT = Path(__file__).parent.parent
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

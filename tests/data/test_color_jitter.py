@@ -8,6 +8,7 @@ from random import Random
 import pytest
 import torch
 import yaml
+from running import ROOT
 from timm.data import create_transform
 from torchvision.transforms import v2
 
@@ -15,7 +16,7 @@ from inception_v4.data.augment import TrainTransform, jitter_strengths, seeded
 from inception_v4.settings.recipes import ConfigError, build_config, load_config, to_yaml
 from inception_v4.settings.schema import Augmentation
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = ROOT / "tests" / "fixtures"
 FORMS = [0.4, (0.4, 0.3), (0.4, 0.3, 0.2), (0.4, 0.3, 0.2, 0.1), (0.0, 0.0, 0.0, 0.25)]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from live import enliven
+from running import ROOT
 from safetensors.torch import save_file
 from torch import nn
 from weights_cases import equal, fresh, logits, network, save, tiny_state
@@ -25,7 +26,7 @@ from inception_v4.weights.names import COUNTER
 from inception_v4.weights.reading import read_weights
 from inception_v4.weights.writing import write_weights
 
-PARAMETERS = json.loads((Path(__file__).parent / "mindspore" / "fixtures" / "mindcv_parameters.json").read_text())
+PARAMETERS = json.loads((ROOT / "tests" / "mindspore" / "fixtures" / "mindcv_parameters.json").read_text())
 
 
 def encoded(layout: str, state: dict, **info) -> dict:

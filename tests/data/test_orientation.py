@@ -14,6 +14,7 @@ import yaml
 from exported import CLASSES, HOW, folder, network, weights_file
 from photos import encoded
 from PIL import Image, ImageDraw, ImageOps
+from running import ROOT
 
 from inception_v4.cli.main import run
 from inception_v4.data.crops import draw_box, resize
@@ -316,7 +317,7 @@ def test_recipes_decide_it() -> None:
     files = {p.stem: yaml.safe_load(p.read_text()) for p in RECIPE_FOLDERS[1].glob("*.yaml")}
     decided = {name: leaves["exif_rotation"] for name, leaves in files.items() if "exif_rotation" in leaves}
     assert decided == {name: False for name in files if name.startswith("imagenet")} and len(decided) == 2
-    fixtures = Path(__file__).parent / "fixtures"
+    fixtures = ROOT / "tests" / "fixtures"
     for name in ("mindcv_inception_v4_ascend", "modelzoo_default_config", "timm_args"):
         assert not load_config(fixtures / f"{name}.yaml")[0].augmentation.exif_rotation, name
     assert load_config("finetune", {"data_dir": "photos"})[0].augmentation.exif_rotation

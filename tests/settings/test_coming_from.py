@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from running import ROOT
 
 from inception_v4.cli.main import run
 from inception_v4.settings.dialects import DIALECTS, settings_table
 from inception_v4.settings.recipes import build_config
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "coming-from.md"
-FIXTURES = Path(__file__).parent / "fixtures"
+DOCUMENT = ROOT / "docs" / "coming-from.md"
+FIXTURES = ROOT / "tests" / "fixtures"
 FILES = {
     "configs/inceptionv4/inception_v4_ascend.yaml": "mindcv_inception_v4_ascend.yaml",
     "inception_v4_ascend.yaml": "mindcv_inception_v4_ascend.yaml",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from running import ROOT
 from weights_cases import tiny_state
 
 from inception_v4.weights import LAYOUTS, WeightsError, WeightsInfo, read_weights
@@ -20,7 +21,7 @@ from inception_v4.weights.files.snappy import decompress
 from inception_v4.weights.files.sstable import MAGIC, read_table
 from inception_v4.weights.source import locate
 
-FIXTURES = Path(__file__).parent / "tfslim" / "fixtures"
+FIXTURES = ROOT / "tests" / "tfslim" / "fixtures"
 SCOPE = "InceptionV4/Mixed_5b/Branch_0/Conv2d_0a_1x1/"
 NETWORK = {"weights": (1, 3, 4, 5), "BatchNorm/beta": (5,), "BatchNorm/moving_mean": (5,), "biases": (0, 2)}
 AVERAGE = "/ExponentialMovingAverage"

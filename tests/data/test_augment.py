@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import timm.data
 import torch
 from photos import photos
 from PIL import Image
+from running import ROOT
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -27,7 +27,7 @@ from inception_v4.data.pictures import decode_picture
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from inception_v4.settings.schema import Augmentation
 
-_MINDSPORE = Path(__file__).parent / "fixtures" / "mindspore_resize_bilinear.npz"
+_MINDSPORE = ROOT / "tests" / "fixtures" / "mindspore_resize_bilinear.npz"
 """A picture [500, 700, 3] and what MindSpore's Resize(341, BILINEAR) and a centre crop of 299 make of it: a cross of 30
 rows and 30 columns, so that every row and every column is there; all else is black in both."""
 

@@ -17,9 +17,8 @@ import npu_simulator
 import pytest
 import torch
 from npu_simulator.wheel import Sources, fetch
-from running import TINY, as_flags
+from running import ROOT, TINY, as_flags
 
-ROOT = Path(__file__).parent.parent
 ACCELERATOR = ROOT / "inception_v4" / "accelerator"
 pytestmark = pytest.mark.slow
 

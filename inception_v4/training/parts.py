@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ from inception_v4.distributed import World, share_gradients, synchronise_batch_n
 from inception_v4.inference.evaluate import Evaluation, evaluate
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.settings.schema import Augmentation, Data, Network, Optimizer, Training
+from inception_v4.settings.schema import Data, Network, Optimizer, Training
 from inception_v4.training.optim import canonical_name
 from inception_v4.training.smallest import check_smallest
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
@@ -48,9 +49,21 @@ def check_batches(source: Source, data: Data, *, image_size: int, training: Trai
 
 
 def start_network(
-    network: Network, augmentation: Augmentation, classes: int, *, seed: int, state: dict[str, Any] | None
+    network: Network,
+    classes: int,
+    *,
+    seed: int,
+    state: dict[str, Any] | None,
+    usual: Preprocessing,
+    given: dict[str, Any],
 ) -> Start:
-    """The network, with the weights that a run without an earlier `state` starts from."""
+    """The network, with the weights that a run without an earlier `state` starts from.
+
+    Args:
+        state: of an earlier run.
+        usual: how pictures are prepared where neither `state` nor weights say it.
+        given: the part of it that was asked for.
+    """
     torch.manual_seed(seed)
     model = InceptionV4(
         classes,
@@ -64,19 +77,19 @@ def start_network(
     origin = PRETRAINED if network.pretrained else network.ckpt_path
     if state is not None:
         how = WeightsInfo.from_dict(state["info"]).preprocessing
-        return Start(model, how, turned_otherwise(how, augmentation))
+        return Start(model, how, turned_otherwise(how, given))
     if not origin:
-        return Start(model, augmentation.preprocessing())
+        return Start(model, usual)
     weights = read_weights(origin)
     report = load_weights(model, weights)
     how = report.info.preprocessing
-    line = _preprocessing_line(weights, how, augmentation.given_preprocessing())
+    line = _preprocessing_line(weights, how, given)
     return Start(model, how, [f"start from {origin}", *report.messages, line])
 
 
-def turned_otherwise(before: Preprocessing, augmentation: Augmentation) -> list[str]:
+def turned_otherwise(before: Preprocessing, given: Mapping[str, Any]) -> list[str]:
     """A line for people where a run's pictures were not turned as those to come will be."""
-    if augmentation.prepared_like(before).exif_rotation == before.exif_rotation:
+    if given.get("exif_rotation", before.exif_rotation) == before.exif_rotation:
         return []
     was, now = ("on", "off") if before.exif_rotation else ("off", "on")
     return [
@@ -85,7 +98,7 @@ def turned_otherwise(before: Preprocessing, augmentation: Augmentation) -> list[
     ]
 
 
-def _preprocessing_line(weights: Weights, how: Preprocessing, given: dict[str, Any]) -> str:
+def _preprocessing_line(weights: Weights, how: Preprocessing, given: Mapping[str, Any]) -> str:
     """What pictures go through because of the weights, and what was given and differs."""
     usual = "" if weights.described else f", usual for {weights.layout} weights"
     differing = [

@@ -64,21 +64,29 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
     classes = head_size(config.data, source)
     folder = unused_folder(run, world)
     state = earlier_state(run.resume, folder, world)
-    start = start_network(config.network, config.augmentation, classes, seed=run.seed, state=state)
+    usual, given = config.augmentation.preprocessing(), config.augmentation.given_preprocessing()
+    start = start_network(config.network, classes, seed=run.seed, state=state, usual=usual, given=given)
     augmentation = config.augmentation.prepared_like(start.preprocessing)
     config = config.model_copy(update={"augmentation": augmentation})
     loader = TrainLoader(
         source, config.data, augmentation, world=world, seed=run.seed, pin_memory=accelerator.pin_memory
     )
+    batch_size = config.data.val_batch_size or config.data.batch_size
+    pictures = EvalLoader(
+        held_out, augmentation.preprocessing(), batch_size=batch_size, workers=config.data.workers, world=world,
+        on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
+    )  # fmt: skip
+    normalise = Normalise(augmentation, accelerator.memory_format(training.channels_last))
+    mix = MixAndErase(augmentation, num_classes=classes)
     steps = Steps.of(config.schedule, loader.steps_per_epoch, opt.accum_steps)
     if steps.total * opt.accum_steps >= loader.steps_per_epoch:  # else the run is over before an epoch's last batch
         check_batches(source, config.data, image_size=augmentation.image_size, training=training, world=world)
     network = place(start.model, training, accelerator, world)
-    normalise = Normalise(augmentation, accelerator.memory_format(training.channels_last))
+    compute = callable_form(network, training, accelerator, world)
     amp_dtype = accelerator.amp_dtype(training.amp)
     learner = Learner(
         model=network,
-        compute=callable_form(network, training, accelerator, world),
+        compute=compute,
         optimizer=build_optimizer(
             network, opt, opt.peak_lr(loader.global_batch), fused=vendor_optimizer(opt, training, accelerator)
         ),
@@ -86,7 +94,7 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
         rate=LearningRate.from_settings(config.schedule, opt.peak_lr(loader.global_batch), steps, base=opt.lr),
         criterion=make_criterion(training.loss, training.label_smoothing),
         normalise=normalise,
-        mix=MixAndErase(augmentation, num_classes=classes),
+        mix=mix,
         precision=Precision(accelerator, amp_dtype),
         ema=average_of(network, opt),
         accum_steps=opt.accum_steps,
@@ -99,11 +107,6 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
     if state is not None:
         restore(job, state)
     require_steps(job)
-    batch_size = config.data.val_batch_size or config.data.batch_size
-    pictures = EvalLoader(
-        held_out, augmentation.preprocessing(), batch_size=batch_size, workers=config.data.workers, world=world,
-        on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
-    )  # fmt: skip
     precision = Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp))
     loop = Loop(job, run, world, loader, Validator(pictures, normalise, precision, world, batch_size), folder)
     _begin(loop, config, [*_introduction(loop, config, source, held_out), *start.messages, *_remarks(loop, config)])

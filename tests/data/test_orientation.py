@@ -296,14 +296,14 @@ def test_a_run_that_goes_on_otherwise_says_so() -> None:
     for before, how, remedy in (
         (on, True, None), (off, False, None), (on, False, "add --exif-rotation"), (off, True, "add --no-exif-rotation")
     ):  # fmt: skip
-        lines = turned_otherwise(before, Augmentation(exif_rotation=how))
+        lines = turned_otherwise(before, {"exif_rotation": how})
         assert not lines if remedy is None else lines[0].endswith(remedy)
 
 
 def test_a_run_turns_pictures_as_its_weights_say_unless_told() -> None:
     for before in (Preprocessing(), Preprocessing(exif_rotation=False)):
         assert Augmentation().prepared_like(before).exif_rotation is before.exif_rotation
-        assert not turned_otherwise(before, Augmentation())
+        assert not turned_otherwise(before, {})
         assert Augmentation(exif_rotation=True).prepared_like(before).exif_rotation
 
 

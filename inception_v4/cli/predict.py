@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import io
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli.options import CONTEXT, json_option, runtime_option
-from inception_v4.console import print_table
+from inception_v4.cli.options import CONTEXT, runtime_option
+from inception_v4.console import say, track
 
 
 @click.command("predict", context_settings=CONTEXT)
@@ -23,24 +24,41 @@ from inception_v4.console import print_table
 @click.option("--top-k", default=5, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
 @click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Pictures at a time.")
+@click.option("--workers", type=click.IntRange(0), help="Loader processes; default: up to 8, none for few pictures.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")
 @click.option("--amp", default="off", show_default=True, type=click.Choice(["off", "bf16", "fp16"]), help="Precision.")
-@click.option("--on-corrupt", default="error", show_default=True, type=click.Choice(["error", "skip"]),
-              help="An unreadable picture.")  # fmt: skip
+@click.option("--on-corrupt", default="report", show_default=True, type=click.Choice(["report", "skip", "error"]),
+              help="Unreadable pictures: a row with the error, and exit code 1 at the end; left out; or stop at the "
+              "first. A single one is always an error.")  # fmt: skip
 @click.option("--exif-rotation/--no-exif-rotation", default=None, help="Turn pictures as their EXIF says; default: the "
               "weights'.")  # fmt: skip
 @click.option("--max-pixels", type=click.IntRange(1), help="Most pixels of a picture: larger JPEG are decoded smaller, "
               "others are an error; default 300 million.")  # fmt: skip
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array on stdout.")
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="Print one JSON object a line, for each picture.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV on stdout.")
-def command(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any) -> None:
-    """Name what is on pictures (files, or folders searched through).
+def command(pictures: Sequence[str], **options: Any) -> int:
+    """Name what is on pictures: files, folders searched through, quoted patterns, or - for names on standard input.
+
+    Results are written as they come, in the order of the pictures.
 
     \b
       inception-v4 predict photo.jpg --pretrained
       inception-v4 predict photos/ --ckpt-path runs/photos/best.safetensors --csv > names.csv
+      find . -name '*.jpg' | inception-v4 predict - --pretrained --jsonl > names.jsonl
     """
     prepare_environment(options["device"])
+    chosen = [form for form in ("json", "jsonl", "csv") if options[f"as_{form}"]]
+    if len(chosen) > 1:
+        raise click.UsageError(f"give one of --{' and --'.join(chosen)}")
+    predictor = _predictor(options)
+    from inception_v4.data.named_files import pictures_in
+
+    names = pictures_in(pictures, sys.stdin.buffer)
+    return _write(predictor, names, "".join(chosen), options)
+
+
+def _predictor(options: dict[str, Any]) -> Any:
     from inception_v4.inference import predict as module
 
     source = module.PRETRAINED if options["pretrained"] else options["ckpt_path"]
@@ -57,14 +75,35 @@ def command(pictures: Sequence[str], as_json: bool, as_csv: bool, **options: Any
     predictor.decoding = replace(predictor.decoding, **given)
     for message in predictor.messages:
         click.echo(message, err=True)
-    found = module.pictures_in(pictures)
-    predictions = module.predict_files(predictor, found, top_k=options["top_k"], on_corrupt=options["on_corrupt"])
-    if as_json:
-        click.echo(json.dumps([p.to_dict() for p in predictions]))
-    elif as_csv:
-        click.echo(module.to_csv(predictions), nl=False)
-    else:
-        print_table(("picture", "class", "%"), [row for p in predictions for row in module.table_rows(p)])
+    return predictor
+
+
+def _write(predictor: Any, names: list[str], form: str, options: dict[str, Any]) -> int:
+    """Writes a row per picture; returns the exit code."""
+    from inception_v4.inference.predict import UnreadPicture
+    from inception_v4.inference.rows import ROW_FORMATS, TableRows, TextRows
+
+    on_corrupt, unread = options["on_corrupt"], 0
+    if len(names) == 1 and on_corrupt == "report":
+        on_corrupt = "error"
+    # A progress bar takes over `sys.stdout`: rows go to the one that was there before it.
+    out, seen = sys.stdout, sys.stdout.isatty()
+    if isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="surrogateescape")  # a file's name is written as it is, in whatever encoding
+    results = predictor.stream(names, options["top_k"], workers=options["workers"], on_corrupt=on_corrupt)
+    with TableRows() if seen and not form else TextRows(ROW_FORMATS[form or "table"], out) as rows:
+        # On one terminal with the rows a bar would be written over: there they are the progress.
+        for result in results if seen else track(results, "predicting", len(names)):
+            if isinstance(result, UnreadPicture):
+                unread += 1
+                say(f"skipped: {result.error}" if on_corrupt == "skip" else result.error)
+                if on_corrupt == "skip":
+                    continue
+            rows.write(result)
+    if not unread or on_corrupt == "skip":
+        return 0
+    say(f"{unread} of {len(names)} pictures could not be read")
+    return 1
 
 
 def _newest_run() -> str:

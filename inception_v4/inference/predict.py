@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inception_v4.console import say, track
 from inception_v4.data.augment import eval_transform
-from inception_v4.data.folders import picture_files
+from inception_v4.data.loader import EvalLoader, on_device, worker_count
+from inception_v4.data.named_files import NamedFiles
 from inception_v4.data.pictures import CorruptImage, Decoding, read_picture
-from inception_v4.data.suffixes import Sieve, remedy
+from inception_v4.distributed import World
 from inception_v4.inference.factory import create_model
 from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.weights.class_names import class_names_of, describe_class
 from inception_v4.weights.source import PRETRAINED
 
-__all__ = ["Prediction", "Predictor", "create_model", "pictures_in"]
+__all__ = ["Prediction", "Predictor", "UnreadPicture", "create_model"]
+
+_WORTH_A_WORKER = 16
+"""Pictures per loader process: for fewer it takes longer to start one than to read them."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,17 @@ class Prediction:
             "probability": self.probabilities[0],
             "top": [{"class": name, "description": describe_class(name), "probability": p} for name, p in ranked],
         }
+
+
+@dataclass(frozen=True)
+class UnreadPicture:
+    """A picture without classes, and why: one line."""
+
+    picture: str
+    error: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"picture": self.picture, "error": self.error}
 
 
 class Predictor:
@@ -91,93 +103,64 @@ class Predictor:
         results = []
         for start in range(0, len(pictures), self.batch_size):
             chunk = pictures[start : start + self.batch_size]
-            probabilities = self.probabilities(chunk)
-            values, indices = probabilities.topk(min(top_k, probabilities.shape[1]), dim=1)
-            for picture, p, i in zip(chunk, values.tolist(), indices.tolist(), strict=True):
-                name = "" if isinstance(picture, Tensor) else os.fspath(picture)
-                results.append(Prediction(name, tuple(self.class_names[k] for k in i), tuple(p)))
+            for picture, ranked in zip(chunk, self._ranked(self.probabilities(chunk), top_k), strict=True):
+                results.append(Prediction("" if isinstance(picture, Tensor) else os.fspath(picture), *ranked))
         return results
 
-    @torch.inference_mode()
+    def stream(
+        self,
+        files: Sequence[str | os.PathLike[str]],
+        top_k: int = 5,
+        *,
+        workers: int | None = None,
+        on_corrupt: str = "report",
+    ) -> Iterator[Prediction | UnreadPicture]:
+        """The `top_k` classes of each file, in order and as they come, in memory that their number does not change.
+
+        Args:
+            workers: loader processes; default: up to 8, none for a few files.
+            on_corrupt: what becomes of a file that cannot be read: `report` yields an `UnreadPicture` in its place,
+                `error` raises when the batches before its own have been yielded.
+        Raises:
+            CorruptImage: with `error`, at the first.
+        """
+        names = [os.fspath(file) for file in files]
+        accelerator, size = self._precision.accelerator, self.batch_size
+        loader = EvalLoader(
+            NamedFiles(names, max_pixels=self.decoding.max_pixels),
+            self.preprocessing.replace(exif_rotation=self.decoding.exif_rotation),
+            batch_size=size,
+            workers=min(worker_count(None, World()), len(names) // _WORTH_A_WORKER) if workers is None else workers,
+            world=World(),
+            on_corrupt="skip",  # and said here, when what came before has been yielded
+            pin_memory=accelerator.pin_memory,
+        )
+        for number, batch in enumerate(on_device(loader, accelerator)):
+            if batch.skipped and on_corrupt == "error":
+                raise CorruptImage(batch.skipped[0])
+            errors, read = iter(batch.skipped), set(batch.indices.tolist())
+            ranked = self._ranked(self._outputs(batch.images), top_k) if read else iter(())
+            for position in range(number * size, min(number * size + size, len(names))):
+                if position in read:
+                    yield Prediction(names[position], *next(ranked))
+                else:
+                    yield UnreadPicture(names[position], next(errors))
+
     def probabilities(self, pictures: Sequence[str | os.PathLike[str] | Tensor]) -> Tensor:
         """Softmax outputs [B, K] of one batch, float32 on the host."""
         decoded = [p if isinstance(p, Tensor) else read_picture(Path(p), self.decoding) for p in pictures]
         images = torch.stack([self._resize(picture) for picture in decoded])
-        images = self._prepare(images.to(self._precision.accelerator.device))
+        return self._outputs(images.to(self._precision.accelerator.device))
+
+    @torch.inference_mode()
+    def _outputs(self, images: Tensor) -> Tensor:
+        images = self._prepare(images)
         with self._precision.autocast():
             logits = self._model(images)
         return logits.float().softmax(dim=1).cpu()
 
-
-def pictures_in(paths: Sequence[str]) -> list[Path]:
-    """The pictures named: files as they are, folders searched through, in sorted order; what is passed over is said."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            sieve = Sieve()
-            inside = sorted(map(Path, picture_files(path, sieve)))
-            if not inside:
-                raise ValueError(f"no pictures in {path}: " + (sieve.unread() or "it needs .jpg or .png files"))
-            for remark in sieve.remarks(path):
-                say(remark)
-            found += inside
-        elif path.is_file() and (what := remedy(path)):
-            raise ValueError(f"{path}: {path.suffix} files are not read: {what}")
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"no picture or folder {path}")
-    return found
-
-
-def to_csv(predictions: Sequence[Prediction]) -> str:
-    """One row per picture and rank."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["picture", "rank", "class", "description", "probability"])
-    for prediction in predictions:
-        for rank, (name, p) in enumerate(zip(prediction.classes, prediction.probabilities, strict=True), start=1):
-            writer.writerow([prediction.picture, rank, name, describe_class(name), f"{p:.6f}"])
-    return out.getvalue()
-
-
-def predict_files(predictor: Predictor, files: Sequence[Path], *, top_k: int, on_corrupt: str) -> list[Prediction]:
-    """Predictions for the readable files; with `skip` the others are named on stderr."""
-    results: list[Prediction] = []
-    names: list[str] = []
-    pictures: list[Tensor] = []
-
-    def flush() -> None:
-        found = predictor(pictures, top_k)
-        results.extend(replace(p, picture=name) for p, name in zip(found, names, strict=True))
-        names.clear()
-        pictures.clear()
-
-    for file in track(files, "predicting", len(files)):
-        try:
-            pictures.append(read_picture(file, predictor.decoding))
-        except CorruptImage as error:
-            if on_corrupt != "skip":
-                raise
-            say(f"skipped: {error}")
-            continue
-        names.append(str(file))
-        if len(pictures) == predictor.batch_size:
-            flush()
-    if pictures:
-        flush()
-    return results
-
-
-def table_rows(prediction: Prediction) -> list[tuple[str, str, str]]:
-    """Rows (picture, class, percent) of a table; the picture is named once."""
-    ranked = zip(prediction.classes, prediction.probabilities, strict=True)
-    return [
-        (prediction.picture if rank == 0 else "", _titled(name), f"{100 * p:.2f}")
-        for rank, (name, p) in enumerate(ranked)
-    ]
-
-
-def _titled(name: str) -> str:
-    words = describe_class(name)
-    return name if words == name else f"{words} ({name})"
+    def _ranked(self, probabilities: Tensor, top_k: int) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+        """Names and probabilities of each picture's first classes."""
+        values, indices = probabilities.topk(min(top_k, probabilities.shape[1]), dim=1)
+        for p, i in zip(values.tolist(), indices.tolist(), strict=True):
+            yield tuple(self.class_names[k] for k in i), tuple(p)

@@ -185,9 +185,12 @@ def test_an_unreadable_picture_in_predict(capsys: pytest.CaptureFixture[str], ph
     bad = photos / "val" / "circle" / "bad.jpg"
     bad.write_bytes(b"not a picture")
     words = ("predict", str(photos / "val"), "--ckpt-path", str(finished_run), "--device=cpu", "--json")
-    assert "bad.jpg" in refused(capsys, *words)
+    assert "bad.jpg" in refused(capsys, *words, "--on-corrupt=error")
     code, out, err = outcome(capsys, *words, "--on-corrupt=skip")
     assert code == 0 and len(json.loads(out)) == 8 and "bad.jpg" in err
+    code, out, err = outcome(capsys, *words)
+    assert code == 1 and [item["picture"] for item in json.loads(out) if "error" in item] == [str(bad)]
+    assert len(json.loads(out)) == 9 and err.count("bad.jpg") == 1 and "1 of 9 pictures" in err
 
 
 def test_convert_and_back(capsys: pytest.CaptureFixture[str], tmp_path: Path, finished_run: Path) -> None:

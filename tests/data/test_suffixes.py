@@ -17,11 +17,11 @@ from PIL import Image, ImageOps, features
 from test_orientation import scene, tagged
 
 from inception_v4.cli.main import run
+from inception_v4.data.named_files import pictures_in
 from inception_v4.data.pictures import CorruptImage, Decoding, decode_picture
 from inception_v4.data.sources import FolderSource, Subset
 from inception_v4.data.suffixes import PICTURE_SUFFIXES, Sieve, is_heif
 from inception_v4.export.formats import ExportError, calibration_pictures
-from inception_v4.inference.predict import pictures_in
 from inception_v4.weights import WeightsInfo
 
 __all__ = ["folder"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -261,6 +262,13 @@ def _loader(dataset: Dataset, batch_sampler: Any, *, workers: int, pin_memory: b
 def _start_worker(number: int) -> None:
     # Ctrl-C reaches the whole process group; the main process ends the workers, so one message is printed, not many.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Interrupted, it may hang up on the thread here that hands over shared memory, which would print a traceback.
+    sys.excepthook = partial(_unless_hung_up, sys.excepthook)
+
+
+def _unless_hung_up(otherwise: Any, kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+    if not isinstance(error, (ConnectionError, EOFError)):
+        otherwise(kind, error, traceback)
 
 
 def _batches(batches: Iterator[Batch | Exception], skipped: list[str]) -> Iterator[Batch]:

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from inception_v4.data.suffixes import Sieve
 
 
-def class_folders(root: Path, sieve: Sieve | None = None) -> tuple[str, ...]:
-    """Names of the class folders in `root`, sorted; `sieve` remembers what was passed over."""
+def class_folders(root: Path, sieve: Sieve | None = None, *, order: str = "text") -> tuple[str, ...]:
+    """Names of the class folders in `root`, in `order`; `sieve` remembers what was passed over."""
     names = subfolders(root, sieve)
     if not names:
         raise FileNotFoundError(f"{root} holds no class folders: put each class's pictures into a folder of its own")
-    return tuple(names)
+    return in_order(names, order)
+
+
+def in_order(names: Iterable[str], order: str) -> tuple[str, ...]:
+    """`names` as `order` sorts them: `text` by characters (1, 10, 2), `natural` by numbers, as timm (1, 2, 10)."""
+    assert order in ("text", "natural")
+    # Names that timm takes for equal (b and B, 1 and 01) come by characters: the same order each time.
+    return tuple(sorted(sorted(names), key=_natural_key) if order == "natural" else sorted(names))
+
+
+def _natural_key(name: str) -> list[str | int]:
+    """Letters whatever their case and numbers by their value; they alternate, so keys can always be compared."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", name.lower()))]
 
 
 def holds_classes(folder: Path) -> bool:
@@ -69,6 +82,11 @@ def nearest(name: str, names: Iterable[str]) -> str | None:
     others = [other for other in names if other != name]
     longer = [other for other in others if other.lower().startswith(name.lower())]
     return next(iter(longer or difflib.get_close_matches(name, others, n=1)), None)
+
+
+def folders_for_tests(root: Path) -> list[str]:
+    """Names of the folders in `root` that hold classes and are called test, or nearly so."""
+    return [name for name in subfolders(root) if name.lower().startswith("test") and holds_classes(root / name)]
 
 
 def few(names: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from inception_v4.data.cifar import CIFAR10, CIFAR100, download, read_cifar
 from inception_v4.data.folders import (
     check_same_classes,
     class_folders,
+    folders_for_tests,
     holds_classes,
     missing,
     nearest,
@@ -70,17 +71,18 @@ class FolderSource(Source):
     """Pictures in `root/<class>/`, at any depth; class index by sorted name.
 
     Args:
+        class_order: how names are sorted, `text` or `natural`.
         max_pixels: as in `pictures.Decoding`.
     Raises:
         FileNotFoundError: `root`, or every class folder, is missing.
         ValueError: a class folder holds no pictures.
     """
 
-    def __init__(self, root: Path, *, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, root: Path, *, class_order: str = "text", max_pixels: int = MAX_PIXELS) -> None:
         self.root = root
         self._max_pixels = max_pixels
         sieve = Sieve()
-        self.class_names = class_folders(root, sieve)
+        self.class_names = class_folders(root, sieve, order=class_order)
         self.labels, files = [], []
         for label, name in enumerate(self.class_names):
             found = sorted(picture_files(root / name, sieve))
@@ -144,17 +146,26 @@ class Subset(Source):
         return self._source.name(int(self._indices[index]))
 
 
-def open_source(data: Data, split: str, *, world: World, seed: int) -> Source:
+class _Wanted(NamedTuple):
+    split: str
+    world: World
+    seed: int
+    alone: bool
+
+
+def open_source(data: Data, split: str, *, world: World, seed: int, alone: bool = False) -> Source:
     """The pictures of `split` ("train" or "val"), after subsetting.
 
     Pictures are fetched, unpacked or drawn here where that is asked for: once per machine, the other processes
     wait.
 
+    Args:
+        alone: the other split plays no part; else both must have the same classes.
     Raises:
         FileNotFoundError, ValueError: naming what is missing or wrong and the remedy.
     """
     assert split in ("train", "val")
-    source = _OPENERS[data.kind](data, split, world, seed)
+    source = _OPENERS[data.kind](data, _Wanted(split, world, seed, alone))
     if data.num_classes is not None and data.num_classes < len(source.class_names):
         raise ValueError(f"num_classes {data.num_classes} is less than the data's {len(source.class_names)}: raise it")
     count = data.num_samples if split == "train" else data.val_samples
@@ -181,48 +192,58 @@ def _shuffled_by_class(labels: Sequence[int], seed: int) -> dict[int, list[int]]
     }
 
 
-def _open_shapes(data: Data, split: str, world: World, seed: int) -> Source:
+def _open_shapes(data: Data, wanted: _Wanted) -> Source:
     train, val, classes, size = data.shapes_train, data.shapes_val, data.shapes_classes, data.shapes_size
     shapes.check_request(train=train, val=val, classes=classes)
     base = Path(data.data_dir).expanduser() if data.data_dir else cache_dir()
     folder = base / f"shapes-v{shapes.SHAPES_VERSION}-{classes}x{size}px-{train}-{val}"
-    with world.main_first():
+    with wanted.world.main_first():
         build_once(folder, lambda part: shapes.generate(part, train=train, val=val, classes=classes, size=size))
-    return FolderSource(folder / split)
+    return FolderSource(folder / wanted.split)
 
 
-def _open_folder(data: Data, split: str, world: World, seed: int) -> Source:
+def _open_folder(data: Data, wanted: _Wanted) -> Source:
     root = existing_folder(data)
     train, val = (root / name for name in data.folders)
     if data.val_split and not val.is_dir():
         raise FileNotFoundError(missing(val, "val_split"))
     if holds_classes(val) or data.val_split:
-        return _open_split(data, split)
-    for wanted, setting, asked in ((train, "train_split", data.train_split), (val, "val_split", None)):
-        similar = nearest(wanted.name, subfolders(root))
-        if not wanted.is_dir() and (asked or (similar and holds_classes(root / similar))):
+        return _open_split(data, wanted)
+    for folder, setting, asked in ((train, "train_split", data.train_split), (val, "val_split", None)):
+        similar = nearest(folder.name, subfolders(root))
+        if not folder.is_dir() and (asked or (similar and holds_classes(root / similar))):
             # Not taken for a class, nor left aside while a part of the training pictures is held out.
-            raise FileNotFoundError(missing(wanted, setting))
+            raise FileNotFoundError(missing(folder, setting))
     pictures = train if holds_classes(train) or data.train_split else root
-    return _held_out(FolderSource(pictures, max_pixels=data.max_pixels), data, split, seed)
+    source = _pictures_by_class(pictures, data)
+    if pictures != root and (unused := folders_for_tests(root)):
+        source.remarks += (
+            f"{root} has no {val.name!r} folder: {data.val_fraction:.3g} of {train.name!r} is held out for validation, "
+            f"{unused[0]!r} is not used (to validate on it: --val-split {unused[0]})",
+        )
+    return _held_out(source, data, wanted)
 
 
-def _open_split(data: Data, split: str) -> Source:
-    """The train or the val folder; the other one, where it is there, must have the same classes."""
+def _open_split(data: Data, wanted: _Wanted) -> Source:
+    """The train or the val folder; the other one, where it is there and plays a part, must have the same classes."""
     root = existing_folder(data)
     train, val = (root / name for name in data.folders)
-    wanted, setting = (train, "train_split") if split == "train" else (val, "val_split")
-    if not wanted.is_dir():
-        raise FileNotFoundError(missing(wanted, setting))
-    if train.is_dir() and val.is_dir():
+    folder, setting = (train, "train_split") if wanted.split == "train" else (val, "val_split")
+    if not folder.is_dir():
+        raise FileNotFoundError(missing(folder, setting))
+    if train.is_dir() and val.is_dir() and not wanted.alone:
         check_same_classes(train, val)
-    return FolderSource(wanted, max_pixels=data.max_pixels)
+    return _pictures_by_class(folder, data)
 
 
-def _held_out(source: Source, data: Data, split: str, seed: int) -> Source:
+def _pictures_by_class(folder: Path, data: Data) -> FolderSource:
+    return FolderSource(folder, class_order=data.class_order, max_pixels=data.max_pixels)
+
+
+def _held_out(source: Source, data: Data, wanted: _Wanted) -> Source:
     """One side of the stratified split of `source`; no class loses its only picture."""
     val: list[int] = []
-    for indices in _shuffled_by_class(source.labels, seed).values():
+    for indices in _shuffled_by_class(source.labels, wanted.seed).values():
         val += indices[: min(max(1, round(data.val_fraction * len(indices))), len(indices) - 1)]
     if not val:
         raise ValueError(
@@ -230,44 +251,45 @@ def _held_out(source: Source, data: Data, split: str, seed: int) -> Source:
             "there is nothing to hold out for validation; add pictures or a validation folder"
         )
     chosen = set(val)
-    return Subset(source, [i for i in range(len(source)) if (i in chosen) == (split == "val")])
+    return Subset(source, [i for i in range(len(source)) if (i in chosen) == (wanted.split == "val")])
 
 
-def _open_imagenet(data: Data, split: str, world: World, seed: int) -> Source:
+def _open_imagenet(data: Data, wanted: _Wanted) -> Source:
     root = existing_folder(data)
-    folder = root / data.folders[split == "val"]
+    is_train = wanted.split == "train"
+    folder = root / data.folders[0 if is_train else 1]
     tar, extract = (
-        (imagenet.TRAIN_TAR, imagenet.extract_train) if split == "train" else (imagenet.VAL_TAR, imagenet.extract_val)
+        (imagenet.TRAIN_TAR, imagenet.extract_train) if is_train else (imagenet.VAL_TAR, imagenet.extract_val)
     )
     if data.extract:
         imagenet.mat_reader()  # Not only after the hours that unpacking the training pictures takes.
-        with world.main_first():
+        with wanted.world.main_first():
             if not folder.is_dir():
                 extract(root, folder)
     if not folder.is_dir() and (root / tar).is_file():
         raise FileNotFoundError(f"{root} has {tar} and no folder {folder.name!r}: give extract true to unpack it")
-    return _open_split(data, split)
+    return _open_split(data, wanted)
 
 
-def _open_cifar(data: Data, split: str, world: World, seed: int) -> Source:
+def _open_cifar(data: Data, wanted: _Wanted) -> Source:
     cifar = {"cifar10": CIFAR10, "cifar100": CIFAR100}[str(data.dataset)]
     root = Path(data.data_dir).expanduser() if data.data_dir else cache_dir() / str(data.dataset)
-    pictures_by_class = root / data.folders[0]
+    pictures_by_class, is_train = root / data.folders[0], wanted.split == "train"
     if data.dataset_download:
         # All processes come here whatever they find: the first one's download must not change who waits for whom.
-        with world.main_first():
-            if read_cifar(cifar, root, train=split == "train") is None and not holds_classes(pictures_by_class):
+        with wanted.world.main_first():
+            if read_cifar(cifar, root, train=is_train) is None and not holds_classes(pictures_by_class):
                 download(cifar, root)
-    arrays = read_cifar(cifar, root, train=split == "train")
+    arrays = read_cifar(cifar, root, train=is_train)
     if arrays is None and holds_classes(pictures_by_class):
         has_val = data.val_split or holds_classes(root / data.folders[1])
-        return _open_split(data if has_val else data.model_copy(update={"val_split": "test"}), split)
+        return _open_split(data if has_val else data.model_copy(update={"val_split": "test"}), wanted)
     if arrays is None:
         raise FileNotFoundError(
             f"no {cifar.title} in {root}: give data_dir (with {cifar.python_folder}, {cifar.binary_folders[0]} or "
             "train and test folders of pictures by class), or dataset_download true"
         )
-    return ArraySource(*arrays, class_names=cifar.class_names, title=f"{cifar.title} {split}")
+    return ArraySource(*arrays, class_names=cifar.class_names, title=f"{cifar.title} {wanted.split}")
 
 
 _OPENERS = {

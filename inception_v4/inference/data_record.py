@@ -32,7 +32,8 @@ def record(data: Data, seed: int) -> dict[str, Any]:
 def validation_data(data: Data, seed: int | None, *, source: str, info: WeightsInfo) -> tuple[Data, int | None]:
     """The pictures to validate `source` on: those that were given, else those of its record.
 
-    Where the same kind of data is given by its folder, the record says how it was split.
+    Where the same kind of data is given by its folder, the record says how it was split. Class folders are in the
+    order of the weights.
 
     Args:
         data: its settings count as given where they were set and are not None.
@@ -44,6 +45,8 @@ def validation_data(data: Data, seed: int | None, *, source: str, info: WeightsI
         ValueError: neither settings nor the record say which pictures, or not where they are.
     """
     given = {name: value for name in data.model_fields_set if (value := getattr(data, name)) is not None}
+    if "class_order" not in given:
+        data = data.model_copy(update={"class_order": info.class_order})
     named = any(name in ("dataset", "data_dir", *_SHAPES) for name in given)
     stored = info.extra.get(KEY)
     if not isinstance(stored, dict) or (named and data.kind != stored.get("dataset")):

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from inception_v4.console import say, track
+from inception_v4.data.folders import in_order
 from inception_v4.data.loader import EvalLoader
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import session
@@ -46,8 +48,9 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
         preprocessing = network.info.preprocessing.replace(**config.augmentation.given_preprocessing())
         given_seed = config.run.seed if "seed" in config.run.model_fields_set else None
         data, seed = validation_data(config.data, given_seed, source=source, info=network.info)
-        pictures = open_source(data, "val", world=world, seed=config.run.seed if seed is None else seed)
-        names = class_names_of(network.info)
+        seed = config.run.seed if seed is None else seed
+        pictures = open_source(data, "val", world=world, seed=seed, alone=True)
+        names, found = class_names_of(network.info), pictures.class_names
         pictures, remarks = match_labels(pictures, names, network.info.num_classes, asked=data.num_classes)
         batch_size = config.data.val_batch_size or config.data.batch_size
         loader = EvalLoader(
@@ -55,6 +58,7 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
             on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
         )  # fmt: skip
         if world.is_main:
+            remarks += numbering(found, names, data, config.data)
             for message in [*network.messages, *pictures.remarks, *remarks]:
                 say(message)
             place = where(data, config.data)
@@ -70,7 +74,7 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
         )
         seconds = time.perf_counter() - started
         if world.is_main:
-            for warning in suspicions(result):
+            for warning in [*suspicions(result), *other_order(result, found, names)]:
                 say(warning)
     return report(result, source, preprocessing, seconds, names)
 
@@ -96,6 +100,16 @@ def where(used: Data, given: Data) -> str:
     if given.dataset or given.data_dir:
         return ""
     return f" ({used.kind}{f' in {used.data_dir}' if used.data_dir else ''}, as recorded with the weights)"
+
+
+def numbering(found: tuple[str, ...], names: tuple[str, ...] | None, used: Data, given: Data) -> list[str]:
+    """A line where nameless classes are numbered otherwise than by the characters of their folders' names, unasked."""
+    if names is not None or "class_order" in given.model_fields_set or found == in_order(found, "text"):
+        return []
+    return [
+        f"the weights name no classes: folders are numbered in {used.class_order} order ({', '.join(found[:3])}, ...), "
+        "as timm does; --class-order text to sort them by characters"
+    ]
 
 
 def match_labels(
@@ -148,6 +162,34 @@ def suspicions(result: Evaluation) -> list[str]:
     if result.skipped:
         warnings.append(f"{len(result.skipped)} unreadable pictures were skipped: {', '.join(result.skipped[:5])}")
     return warnings
+
+
+def other_order(result: Evaluation, found: tuple[str, ...], names: tuple[str, ...] | None) -> list[str]:
+    """A warning where the other `class_order` explains what the network says far better.
+
+    Judged by the pictures of the classes whose numbers differ between the orders: there at most one can be right.
+
+    Args:
+        found: names of the data's classes; labels are their positions where `names` is None.
+        names: of the network's classes.
+    """
+    rows = names or found
+    text, natural = in_order(rows, "text"), in_order(rows, "natural")
+    if text == natural or rows not in (text, natural) or int(result.labels.max()) >= len(rows):
+        return []
+    order, other = ("natural", natural) if rows == text else ("text", text)
+    numbers = torch.tensor([other.index(name) for name in rows])[result.labels]
+    differ = numbers != result.labels
+    hits, now = (100 * float((result.predicted == right)[differ].double().mean()) for right in (numbers, result.labels))
+    if int(differ.sum()) < 20 or hits <= 20 or hits <= 3 * now:
+        return []
+    remedy = f"give --class-order {order}"
+    if names:
+        remedy = "the names in the weights are in the wrong order, save them again with class_names in that one"
+    return [
+        f"classes look ordered otherwise: of {int(differ.sum())} pictures {now:.2f} % are named right, and "
+        f"{hits:.2f} % if class folders were numbered in {order} order ({', '.join(other[:3])}, ...): {remedy}"
+    ]
 
 
 def report(

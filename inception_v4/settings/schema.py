@@ -87,6 +87,9 @@ class Data(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="part held out for validation (stratified, seeded) where there is no folder of its own"
     )
+    class_order: Literal["text", "natural"] = Field(
+        "text", description="of class folders: by characters (1, 10, 2), or natural as in timm (1, 2, 10)"
+    )
     dataset_download: bool = Field(False, description="fetch CIFAR-10/100 when it is missing")
     extract: bool = Field(False, description="unpack ImageNet's own tar files found in data_dir")
     num_classes: Positive | None = Field(None, description="classes of the head; default: what the data has")

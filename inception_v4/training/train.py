@@ -122,6 +122,7 @@ def _info(config: Config, source: Source, classes: int) -> WeightsInfo:
         preprocessing=config.augmentation.preprocessing(),
         in_channels=config.network.in_channels,
         bn_eps=config.network.bn_eps,
+        class_order=config.data.class_order,
         source=f"inception-v4 {run.recipe}",
         extra={"recipe": run.recipe, KEY: record(config.data, run.seed)},
     )

@@ -113,7 +113,9 @@ def _wrong_kind(name: str, tensor: Tensor) -> bool:
 def _describe(state: dict[str, Tensor], layout: str, described: dict[str, Any], located: Located) -> WeightsInfo:
     """What the file says about itself, else the usual for its layout; counts come from the tensors."""
     classes, channels = state[HEAD[0]].shape[0], state[FIRST_CONV].shape[1]
-    usual = WeightsInfo(preprocessing=LAYOUTS[layout].preprocessing).with_channels(channels)
+    # A description of this package without the order is of a time when there was only one.
+    order = "text" if "extra" in described else LAYOUTS[layout].class_order
+    usual = WeightsInfo(preprocessing=LAYOUTS[layout].preprocessing, class_order=order).with_channels(channels)
     values = usual.to_dict() | {"source": located.origin}
     values |= {name: value for name, value in described.items() if value not in (None, "")}
     if isinstance(values["preprocessing"], dict):

@@ -37,6 +37,8 @@ class WeightsInfo:
         preprocessing: what a picture goes through before the network.
         in_channels: of the first convolution.
         bn_eps: BatchNorm epsilon that the statistics belong to.
+        class_order: how the class folders were sorted to number them, `text` (1, 10, 2) or `natural` (1, 2, 10). It
+            decides where no names do.
         source: where the numbers come from, for people.
         extra: anything else that JSON can hold (accuracy, recipe, epoch, ...).
     """
@@ -46,6 +48,7 @@ class WeightsInfo:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     in_channels: int = 3
     bn_eps: float = 1e-3
+    class_order: str = "text"
     source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -56,6 +59,8 @@ class WeightsInfo:
                 raise WeightsError(
                     f"{len(self.class_names)} class names for {self.num_classes} classes: give one per class, or none"
                 )
+        if self.class_order not in ("text", "natural"):
+            raise WeightsError(f"class_order {self.class_order!r} is not one of text, natural")
 
     def replace(self, **changes: Any) -> WeightsInfo:
         """A copy with the given fields changed."""
@@ -93,6 +98,7 @@ class WeightsInfo:
             "preprocessing": self.preprocessing.to_dict(),
             "in_channels": self.in_channels,
             "bn_eps": self.bn_eps,
+            "class_order": self.class_order,
             "source": self.source,
             "extra": self.extra,
         }

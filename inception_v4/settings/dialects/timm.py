@@ -294,8 +294,8 @@ def one_interpolation(view: View) -> Outcome:
 
 
 def implied(view: View) -> Outcome:
-    """What timm's code does without being told: pictures are taken as they are stored."""
-    return {"exif_rotation": False}, []
+    """What timm's code does without being told: pictures as they are stored, class folders sorted naturally."""
+    return {"exif_rotation": False, "class_order": "natural"}, []
 
 
 def dropped(view: View) -> dict[str, str]:

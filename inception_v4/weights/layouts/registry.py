@@ -24,6 +24,7 @@ class Layout:
         encode: the canonical state to the file's tensors; appends lines to the list of notes.
         suffixes: of the files it can be written to; the first is the usual one.
         preprocessing: what weights of this layout expect when nothing says otherwise.
+        class_order: how their program sorts class folders, as in `WeightsInfo`.
     """
 
     summary: str
@@ -32,6 +33,7 @@ class Layout:
     encode: Callable[[State, WeightsInfo, list[str]], State]
     suffixes: tuple[str, ...] = (".safetensors", *_PICKLED)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    class_order: str = "text"
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -65,7 +67,8 @@ LAYOUTS: dict[str, Layout] = {
         tfslim.encode,
         suffixes=(".npz",),
     ),
-    "torch": Layout("timm and this package", pytorch.is_torch, pytorch.decode, pytorch.encode),
+    # A file of this package says its own order.
+    "torch": Layout("timm and this package", pytorch.is_torch, pytorch.decode, pytorch.encode, class_order="natural"),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import multiprocessing
 import os
 import pty
 import signal
@@ -24,7 +25,9 @@ from PIL import Image
 from running import command, environment
 
 from inception_v4.cli.main import run
+from inception_v4.data.loader import worker_count
 from inception_v4.data.pictures import CorruptImage
+from inception_v4.distributed import World
 from inception_v4.inference.network import Signature, export_description
 from inception_v4.inference.predict import Prediction, Predictor, UnreadPicture
 from inception_v4.preprocessing import Preprocessing
@@ -205,6 +208,11 @@ def test_the_stream_of_a_predictor_is_lazy_and_agrees_with_the_call(colours: Pat
     assert good == predictor([item.picture for item in good], 2)
     bad = [item.picture for item in found if isinstance(item, UnreadPicture)]
     assert bad == [str(files[6]), str(files[18])] and len(found) == 24
+    for few, children in ((files[:6], 0), (files[:1] * 40, min(2, worker_count(None, World())))):
+        unfinished = predictor.stream(few)
+        next(unfinished)
+        assert len(multiprocessing.active_children()) == children, "a process takes longer to start than to read a few"
+        unfinished.close()
     lazy = predictor.stream(files, workers=0, on_corrupt="error")
     assert [next(lazy).picture for _ in range(4)] == [str(file) for file in files[:4]]
     with pytest.raises(CorruptImage, match="00006"):

@@ -30,6 +30,7 @@ from inception_v4.data.pictures import CorruptImage
 from inception_v4.distributed import World
 from inception_v4.inference.network import Signature, export_description
 from inception_v4.inference.predict import Prediction, Predictor, UnreadPicture
+from inception_v4.inference.rows import TableRows
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsInfo
 from inception_v4.weights.record import METADATA_KEY
@@ -287,3 +288,19 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
     few, many = peak(200, 2), peak(2000, 20)
     print(f"{kind}: {few / 1e6:.0f} MB for 200 pictures, {many / 1e6:.0f} MB for 2,000")
     assert many - few < 100e6
+
+
+def test_tables_on_a_terminal_come_as_they_fill(capsys: pytest.CaptureFixture[str]) -> None:
+    results = [
+        Prediction(f"{i}.jpg", ("red",), (0.5,)) if i % 7 else UnreadPicture(f"{i}.jpg", "gone") for i in range(45)
+    ]
+    printed = []
+    with TableRows() as rows:
+        for result in results:
+            rows.write(result)
+            printed.append(capsys.readouterr().out)
+    printed.append(capsys.readouterr().out)
+    assert [i for i, text in enumerate(printed) if text] == [19, 39, 45]
+    lines = "".join(printed).splitlines()
+    assert lines.count("picture\tclass\t%") == 3 and "8.jpg\tred\t50.00" in lines and "7.jpg\terror: gone\t" in lines
+    assert [line.split("\t")[0] for line in lines if ".jpg" in line] == [result.picture for result in results]

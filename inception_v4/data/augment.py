@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from inception_v4.data.crops import Box, EvalTransform, below, draw_box, draw_sides, pad_crop, resize
+from inception_v4.data.crops import Box, EvalTransform, below, draw_box, draw_sides, pad_crop, resize, with_channels
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation
 
@@ -26,17 +26,21 @@ Transform = Callable[[Tensor], Tensor]
 
 
 def eval_transform(preprocessing: Preprocessing) -> Transform:
-    """Deterministic: [3, H, W] to [3, S, S] uint8."""
+    """Deterministic: [3, H, W] to [C, S, S] uint8.
+
+    Raises:
+        ValueError: `mean` is not of 1 or 3 channels.
+    """
     return EvalTransform(preprocessing)
 
 
 class TrainTransform:
-    """Random: a stored picture to [3, S, S] uint8 in two steps, so that only what is needed is decoded.
+    """Random: a stored picture to [C, S, S] uint8 in two steps, so that only what is needed is decoded.
 
     `box` chooses the part of the picture, the call makes the input of it. Erasing and mixing are `MixAndErase`'s.
 
     Raises:
-        ValueError: `auto_augment` is not understood.
+        ValueError: `auto_augment` is not understood, or `mean` is not of 1 or 3 channels.
     """
 
     def __init__(self, how: Augmentation) -> None:
@@ -56,8 +60,9 @@ class TrainTransform:
         return Box(0, 0, height, width)
 
     def __call__(self, image: Tensor, rng: Random) -> Tensor:
-        """[3, H, W], cut to the box, to [3, S, S]."""
+        """[3, H, W], cut to the box, to [C, S, S]."""
         how = self._how
+        image = with_channels(image, len(how.mean))
         if how.train_crop == "pad":
             image = pad_crop(image, how, rng)
         elif how.train_crop == "centre":
@@ -116,6 +121,8 @@ class OnPillow:
         self.policy = policy
 
     def __call__(self, image: Tensor) -> Tensor:
+        if len(image) == 1:  # Pillow's grey pictures have no third dimension
+            return torch.from_numpy(np.array(self.policy(Image.fromarray(image[0].contiguous().numpy()))))[None]
         picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
         return torch.from_numpy(np.array(self.policy(picture))).permute(2, 0, 1)
 

@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -50,6 +53,26 @@ def below(rng: Random, count: int) -> int:
     return int(rng.random() * count)
 
 
+def check_channels(count: int) -> None:
+    """Raises ValueError where no picture has so many channels."""
+    if count not in (1, 3):
+        raise ValueError(
+            f"pictures are read as RGB, or as grey for 1 channel, and the network takes {count}: "
+            "give it tensors from Python (InceptionV4)"
+        )
+
+
+def with_channels(image: Tensor, count: int) -> Tensor:
+    """[C, H, W] uint8 with `count` channels: colours as Pillow's grey (ITU-R 601), grey as three equal channels."""
+    if len(image) == count:
+        return image
+    check_channels(count)
+    if count == 3:
+        return image.expand(3, -1, -1)
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    return torch.from_numpy(np.array(picture.convert("L")))[None]
+
+
 def resize(image: Tensor, size: list[int], how: Augmentation | Preprocessing) -> Tensor:
     """torchvision's, of a copy in which the values of a pixel are together: a third less time, and they stay so."""
     image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
@@ -58,7 +81,7 @@ def resize(image: Tensor, size: list[int], how: Augmentation | Preprocessing) ->
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize the shorter side, crop the centre: [3, H, W] to [3, S, S] uint8.
+    """Resize the shorter side, crop the centre: [3, H, W] to [C, S, S] uint8, with a channel per value of `mean`.
 
     Equal to timm's (Pillow's) within one grey level (bicubic: two in a millionth of the values; nearest: the next
     pixel where two are equally near). Without antialiasing bilinear equals MindSpore's.
@@ -66,9 +89,13 @@ class EvalTransform:
 
     preprocessing: Preprocessing
 
+    def __post_init__(self) -> None:
+        check_channels(len(self.preprocessing.mean))
+
     def __call__(self, image: Tensor) -> Tensor:
         how = self.preprocessing
         size = how.image_size
+        image = with_channels(image, len(how.mean))
         image = resize(image, [math.floor(size / how.crop_pct)], how)
         if how.antialias:
             return F.center_crop(image, [size, size])
@@ -78,6 +105,6 @@ class EvalTransform:
 
 
 def pad_crop(image: Tensor, how: Augmentation, rng: Random) -> Tensor:
-    """CIFAR's crop: 4 black pixels on each side, a crop of the original size anywhere, then resize to [3, S, S]."""
+    """CIFAR's crop: 4 black pixels on each side, a crop of the original size anywhere, then resize to [C, S, S]."""
     box = Box(below(rng, 9), below(rng, 9), *image.shape[-2:])
     return resize(box.cut(F.pad(image, [4])), [how.image_size, how.image_size], how)

@@ -42,7 +42,7 @@ class Batch:
     """Pictures on their way to the network.
 
     Attributes:
-        images: [B, 3, S, S] uint8, in memory [B, S, S, 3].
+        images: [B, C, S, S] uint8, in memory [B, S, S, C]; C is 3, or 1 for grey pictures.
         labels, indices: [B] int64; indices are positions in the source.
         erase: [B, 4] int32, random erasing's boxes (top, left, bottom, right), or None.
         skipped: a message for each picture that could not be read.
@@ -233,7 +233,7 @@ def _collate(samples: Sequence[_Sample | Exception]) -> Batch | Exception:
     good = [sample for sample in good if sample.image is not None]
     images = [sample.image.permute(1, 2, 0) for sample in good if sample.image is not None]
     if not good:
-        empty = torch.zeros(0, dtype=torch.int64)
+        empty = torch.zeros(0, dtype=torch.int64)  # nobody looks at the channels of no picture
         return Batch(torch.zeros(0, 3, 1, 1, dtype=torch.uint8), empty, empty, None, skipped)
     return Batch(
         # Straight into shared memory, the three values of a pixel together as the transforms leave them.

@@ -187,18 +187,18 @@ def _understand(session: Session, source: str) -> tuple[WeightsInfo, Signature, 
             return info, Signature(**values.get("export", {})), []
         except (ValueError, TypeError, AttributeError, WeightsError) as error:
             raise ExportedFileError(f"{source}: its description cannot be read ({error}): export it again") from error
-    batch, *image = [*session.shape, None][:4]
-    if len(session.shape) != 4 or image[0] != 3 or image[1] is None or image[1] != image[2] or not session.classes:
+    batch, channels, height, width = session.shape if len(session.shape) == 4 else [None] * 4
+    if channels is None or height is None or channels not in (1, 3) or height != width or not session.classes:
         raise ExportedFileError(
             f"{source} is no export of this project, and its input {list(session.shape)} is not [N, 3, S, S] with a "
             "fixed S: export it with `inception-v4 export`"
         )
-    how = Preprocessing(image_size=image[1])
+    how = WeightsInfo(preprocessing=Preprocessing(image_size=height)).with_channels(channels).preprocessing
     message = (
         f"{source} does not say how its pictures are prepared; assumed: {how.image_size} px, mean {how.mean}, std "
         f"{how.std}, crop_pct {how.crop_pct}, {how.interpolation}; such settings can be given"
     )
-    info = WeightsInfo(num_classes=session.classes, preprocessing=how, source=source)
+    info = WeightsInfo(num_classes=session.classes, preprocessing=how, in_channels=channels, source=source)
     return info, Signature(batch_size=batch), [message]
 
 

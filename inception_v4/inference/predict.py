@@ -99,7 +99,7 @@ class Predictor:
         self.decoding = Decoding(self.preprocessing.exif_rotation)
 
     def __call__(self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5) -> list[Prediction]:
-        """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W]."""
+        """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W] or [1, H, W]."""
         results = []
         for start in range(0, len(pictures), self.batch_size):
             chunk = pictures[start : start + self.batch_size]

@@ -22,6 +22,7 @@ from inception_v4.inference.network import accelerator_for, open_network, runtim
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Config, Data
 from inception_v4.weights.class_names import class_names_of
+from inception_v4.weights.record import WeightsInfo
 from inception_v4.weights.source import PRETRAINED
 
 
@@ -46,6 +47,7 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
             channels_last=config.training.channels_last,
         )  # fmt: skip
         preprocessing = network.info.preprocessing.replace(**config.augmentation.given_preprocessing())
+        check_per_channel(preprocessing, network.info)
         given_seed = config.run.seed if "seed" in config.run.model_fields_set else None
         data, seed = validation_data(config.data, given_seed, source=source, info=network.info)
         seed = config.run.seed if seed is None else seed
@@ -77,6 +79,15 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
             for warning in [*suspicions(result), *other_order(result, found, names)]:
                 say(warning)
     return report(result, source, preprocessing, seconds, names)
+
+
+def check_per_channel(preprocessing: Preprocessing, info: WeightsInfo) -> None:
+    """Raises ValueError where mean and std are not for the channels of the network."""
+    if len(preprocessing.mean) != info.in_channels:
+        raise ValueError(
+            f"mean and std have {len(preprocessing.mean)} values and the network takes {info.in_channels} channels: "
+            "give one value per channel, or leave them out"
+        )
 
 
 class Relabelled(Source):

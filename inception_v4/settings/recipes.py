@@ -63,7 +63,8 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         notices.append(f"lr {values['lr']} is used as given, whatever the batch: the recipe's lr_base_batch is off")
     if leaves and overrides and "opt" in overrides:
         notices += _other_optimizer(values, leaves, overrides)
-    config = build_config(values)
+    config, remarks = _build(values)
+    notices += remarks
     if config.run.smoke:
         config = shrink(config, flags=translate(dict(overrides or {}))[0])
     return config, notices
@@ -84,6 +85,11 @@ def _other_optimizer(values: dict[str, Any], leaves: Mapping[str, Any], override
 
 def build_config(values: Mapping[str, Any]) -> Config:
     """A checked `Config` from leaf names and values."""
+    return _build(values)[0]
+
+
+def _build(values: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The checked configuration, and lines about values that were adapted."""
     leaves = leaf_fields()
     sections: dict[str, dict[str, Any]] = {name: {} for name in Config.model_fields}
     for name, value in values.items():
@@ -97,8 +103,22 @@ def build_config(values: Mapping[str, Any]) -> Config:
         config = Config.model_validate(sections)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+    config, notices = _for_grey(config)
     _check_together(config)
-    return config
+    return config, notices
+
+
+def _for_grey(config: Config) -> tuple[Config, list[str]]:
+    """With one mean and std where there is one input channel: the average of three; a line where they were given."""
+    aug = config.augmentation
+    averages = {name: (sum(v) / len(v),) for name in ("mean", "std") if len(v := getattr(aug, name)) == 3}
+    if config.network.in_channels != 1 or not averages:
+        return config, []
+    grey = aug.model_copy(update=averages)
+    grey.model_fields_set.intersection_update(aug.model_fields_set)
+    given = [f"{name} {averages[name][0]:.4g}" for name in averages if name in aug.model_fields_set]
+    lines = [f"in_channels 1: {' and '.join(given)}, the average of the three given"] if given else []
+    return config.model_copy(update={"augmentation": grey}), lines
 
 
 def unknown_setting(name: str) -> str:
@@ -207,14 +227,15 @@ def _check_together(config: Config) -> None:
     aug, net, opt, plan, data = (
         config.augmentation, config.network, config.optimizer, config.schedule, config.data
     )  # fmt: skip
+    if net.in_channels not in (1, 3):
+        raise ConfigError(
+            f"in_channels {net.in_channels}: pictures are read as RGB, or as grey for 1; use the Python API "
+            "(InceptionV4) for others"
+        )
     if len(aug.mean) != net.in_channels or len(aug.std) != net.in_channels:
         raise ConfigError(
             f"mean has {len(aug.mean)} and std {len(aug.std)} values but in_channels is {net.in_channels}: "
-            "give one value per channel"
-        )
-    if net.in_channels != 3:
-        raise ConfigError(
-            f"in_channels {net.in_channels}: pictures are read as RGB; use the Python API (InceptionV4) for others"
+            "give one value per channel, and in_channels 1 for grey pictures"
         )
     if plan.warmup_epochs > plan.epochs:
         raise ConfigError(f"warmup_epochs {plan.warmup_epochs:g} is longer than epochs {plan.epochs}: shorten it")

@@ -191,7 +191,7 @@ class Network(Section):
     """The network and the weights it starts from."""
 
     model: Literal["inception_v4"] = Field("inception_v4", description="the one network of this project")
-    in_channels: Positive = Field(3, description="input channels")
+    in_channels: Positive = Field(3, description="input channels: 3, or 1 for grey pictures")
     drop_rate: Annotated[float, Field(ge=0, lt=1)] = Field(0.2, description="dropout before the classifier")
     init: Literal["torch", "tf", "xavier", "shallow"] = Field(
         "tf", description="initialisation; tf: truncated normal, shallow: deep branches start quiet"

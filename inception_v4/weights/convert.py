@@ -210,8 +210,8 @@ def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tenso
     from inception_v4.data.pictures import Decoding, read_picture
 
     how = info.preprocessing
-    if files and info.in_channels != 3:
-        raise WeightsError(f"pictures have 3 channels, the network {info.in_channels}: verify without pictures")
+    if files and info.in_channels not in (1, 3):
+        raise WeightsError(f"pictures have 1 or 3 channels, the network {info.in_channels}: verify without pictures")
     size = (_RANDOM_PICTURES, info.in_channels, how.image_size, how.image_size)
     batches = {"random pictures": torch.randint(256, size, generator=torch.Generator().manual_seed(0)).byte()}
     if files:

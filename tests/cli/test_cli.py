@@ -103,7 +103,9 @@ def test_bad_data_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, p
     flags = train_flags(photos, tmp_path / "out")
     missing = train_flags(tmp_path / "fotos", tmp_path / "out")
     assert "fotos" in refused(capsys, "train", *missing)
-    assert "in_channels is 1" in refused(capsys, "train", *flags, "--in-channels=1")
+    assert "in_channels 2: pictures are read as RGB, or as grey for 1" in refused(
+        capsys, "train", *flags, "--in-channels=2"
+    )
     assert "num_classes 1 " in refused(capsys, "train", *flags, "--num-classes=1")
     assert "75" in refused(capsys, "train", *flags, "--image-size=74")
     (photos / "train" / "empty").mkdir()

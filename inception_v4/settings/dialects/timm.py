@@ -208,7 +208,7 @@ IGNORED = {
                     "metrics go to metrics.jsonl and TensorBoard"),
     **dict.fromkeys(("layer_decay_min_scale", "layer_decay_no_opt_scale"), "goes with layer_decay"),
     **dict.fromkeys(("lr_noise_pct", "lr_noise_std"), "goes with lr_noise"),
-    "input_img_mode": "pictures are read as RGB",
+    "input_img_mode": "pictures are read as RGB, or as grey for 1 channel",
     "fast_norm": "for layer norms, which this network has not",
     "dist_bn": "statistics are always averaged over the processes before validation",
     "no_ddp_bb": "buffers are never broadcast at each step",

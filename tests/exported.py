@@ -20,7 +20,9 @@ from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import decode_picture
 from inception_v4.data.shapes import draw_shape
 from inception_v4.export import formats as export_formats
-from inception_v4.export.exporting import Target, export_model
+from inception_v4.export.exporting import export_model
+from inception_v4.export.plan import Plan
+from inception_v4.export.target import Target
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsInfo, save_weights
@@ -97,7 +99,7 @@ def quick_onnx(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX files are copies of one that was exported before, so that a test need not trace the network again."""
     ready = onnx_file(folder)
 
-    def copy(plan: export_formats.Plan, path: Path) -> None:
+    def copy(plan: Plan, path: Path) -> None:
         shutil.copy(ready, path)
 
     monkeypatch.setattr(export_formats, "_write_onnx", copy)

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inception_v4.accelerator import Accelerator
-from inception_v4.export.formats import FORMATS, Plan, Target
+from inception_v4.export.formats import FORMATS
+from inception_v4.export.plan import Plan
 from inception_v4.export.quantization import quantize
+from inception_v4.export.target import Target
 from inception_v4.inference.network import Signature
 from inception_v4.inference.sessions import require
 from inception_v4.network.fusion import fuse

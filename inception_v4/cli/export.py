@@ -9,11 +9,11 @@ import click
 from inception_v4.accelerator import prepare_environment, select
 from inception_v4.cli.options import CONTEXT
 from inception_v4.export.om import PRECISION_MODES
+from inception_v4.export.target import FORMAT_NAMES
 from inception_v4.settings.dialects import MODELZOO
 from inception_v4.settings.dialects.exporting import translate_export
 from inception_v4.settings.recipes import read_recipe
 
-FORMAT_NAMES = ("onnx", "openvino", "pt2", "aoti", "mindir", "air", "om")
 SAME_AS_OURS = ("num_classes", "batch_size")
 """Options that the ModelZoo has too, with the same meaning."""
 
@@ -98,8 +98,8 @@ def _modelzoo(
 
 
 def _target(options: dict[str, Any]) -> Any:
-    from inception_v4.export.exporting import Target
     from inception_v4.export.om import OmTarget
+    from inception_v4.export.target import Target
 
     om = None
     if not options["soc_version"] and (options["aipp"] or options["precision_mode"]):

@@ -5,152 +5,29 @@ from __future__ import annotations
 import shlex
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from inception_v4.accelerator import select
 from inception_v4.console import track
-from inception_v4.data.augment import eval_transform
-from inception_v4.data.normalise import Normalise
-from inception_v4.data.pictures import Decoding, read_picture
-from inception_v4.data.shapes import KINDS, draw_shape
 from inception_v4.export import mindir
 from inception_v4.export.om import AtcError, OmTarget, aipp_config, atc_command, run_atc
-from inception_v4.export.quantization import draw_pictures, quantize
-from inception_v4.inference.network import Signature, as_pixels, export_description
+from inception_v4.export.plan import Plan, check_pictures
+from inception_v4.export.quantization import quantize
+from inception_v4.export.target import ExportError, Target
+from inception_v4.inference.network import Signature, export_description
 from inception_v4.inference.sessions import METADATA_KEY, RUNTIMES, require
-from inception_v4.network.fusion import fuse
-from inception_v4.network.model import InceptionV4
-from inception_v4.weights import Weights, WeightsInfo
+from inception_v4.weights import Weights
+
+_AT_A_TIME = 16
 
 INPUT, OUTPUT = "image", "logits"
 """Names in the exported graph."""
-
-OPSETS = range(13, 24)
-"""Of ONNX. No operator in the graph has changed since 13, which most runtimes read."""
-
-
-class ExportError(ValueError):
-    """An export that cannot be had; one line with the remedy."""
-
-    exit_code = 2
-
-
-@dataclass(frozen=True)
-class Target:
-    """What to export to.
-
-    Attributes:
-        format: a key of `FORMATS`; default: by the suffix of the output.
-        image_size: side of the input in pixels; default: the weights'.
-        num_classes: must equal the weights'; 1000 drops TensorFlow's background class.
-        batch_size: the only one that the file takes; default: any (`om`: 1).
-        preprocess: the file takes uint8 [N, S, S, 3] and normalises by itself.
-        softmax: the file gives probabilities.
-        opset: of ONNX, one of `OPSETS`.
-        device: that `aoti` compiles for.
-        om: chip and options of `om`.
-        calibrate: folder of pictures; makes the convolutions of `onnx` and `openvino` 8-bit, with ranges from them.
-        check: compare the file with the network before it takes its name.
-    """
-
-    format: str | None = None
-    image_size: int | None = None
-    num_classes: int | None = None
-    batch_size: int | None = None
-    preprocess: bool = False
-    softmax: bool = False
-    opset: int = OPSETS[0]
-    device: str = "cpu"
-    om: OmTarget | None = None
-    check: bool = True
-    calibrate: str | None = None
-
-
-@dataclass
-class Plan:
-    """A network and what is to be written of it."""
-
-    network: InceptionV4
-    info: WeightsInfo
-    signature: Signature
-    target: Target
-    messages: list[str] = field(default_factory=list)
-    calibration: Tensor | None = None  # uint8 [N, C, S, S]
-    compared: Tensor | None = None  # the same, of other pictures
-
-    @property
-    def size(self) -> int:
-        return self.info.preprocessing.image_size
-
-    def describe(self) -> str:
-        return export_description(self.info, self.signature)
-
-    def inputs(self, pictures: Tensor) -> Tensor:
-        """uint8 [N, C, S, S] as the file takes them."""
-        return (as_pixels if self.signature.preprocess else Normalise(self.info.preprocessing))(pictures)
-
-    def module(self) -> Deployed:
-        return Deployed(self.network, self.info, self.signature).eval()
-
-
-class Deployed(nn.Module):
-    """What is exported: the fused network, with normalisation before and softmax behind it where asked for."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: InceptionV4, info: WeightsInfo, signature: Signature) -> None:
-        super().__init__()
-        self.network, self.signature = fuse(network, join=False), signature
-        if signature.preprocess:
-            self.register_buffer("mean", torch.tensor(info.preprocessing.mean).mul(255).view(1, -1, 1, 1))
-            self.register_buffer("std", torch.tensor(info.preprocessing.std).mul(255).view(1, -1, 1, 1))
-
-    def forward(self, image: Tensor) -> Tensor:
-        if self.signature.preprocess:
-            image = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        maps = self.network.forward_features(image)
-        # Not a mean, nor flattened: those become operators that differ between versions of ONNX.
-        logits = self.network.get_classifier()(F.avg_pool2d(maps, maps.shape[-2:]).squeeze((2, 3)))
-        return logits.softmax(1) if self.signature.softmax else logits
-
-
-def check_pictures(info: WeightsInfo) -> Tensor:
-    """Five pictures, uint8 [5, C, S, S]: drawn shapes where the network takes RGB, and noise."""
-    size = info.preprocessing.image_size
-    generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(256, (5, info.in_channels, size, size), generator=generator, dtype=torch.uint8)
-    if info.in_channels == 3:
-        for row, kind in enumerate(KINDS[:3]):
-            pictures[row] = torch.from_numpy(np.array(draw_shape(kind, row, size))).permute(2, 0, 1)
-    return pictures
-
-
-CALIBRATION, COMPARED = 256, 64
-"""Most pictures that ranges are taken from, as more change them little, and that an 8-bit file is compared on."""
-_AT_A_TIME = 16
-
-
-def calibration_pictures(folder: str, info: WeightsInfo) -> tuple[Tensor, Tensor]:
-    """Up to `CALIBRATION` pictures of all classes of a folder, and up to `COMPARED` others, uint8 [N, C, S, S].
-
-    Raises:
-        ExportError, CorruptImage: there are fewer than two, or one cannot be read.
-    """
-    resize, how = eval_transform(info.preprocessing), Decoding(info.preprocessing.exif_rotation)
-    ranges, others = draw_pictures(Path(folder), ranges=CALIBRATION, compared=COMPARED)
-    if not others:
-        raise ExportError(f"--int8 {folder} holds no pictures, or one: give some hundred like those to come")
-    read = [resize(read_picture(path, how)) for path in track([*ranges, *others], "reading pictures")]
-    return torch.stack(read[: len(ranges)]), torch.stack(read[len(ranges) :])
 
 
 def _program(plan: Plan, device: torch.device | None = None) -> torch.export.ExportedProgram:

@@ -20,7 +20,7 @@ from inception_v4 import console as console_module
 from inception_v4.console import progress, track
 from inception_v4.data.imagenet import TRAIN_TAR, extract_train
 from inception_v4.data.shapes import generate
-from inception_v4.export.formats import calibration_pictures
+from inception_v4.export.plan import calibration_pictures
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsInfo
 

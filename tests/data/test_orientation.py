@@ -23,7 +23,7 @@ from inception_v4.data.loader import EvalLoader, TrainLoader
 from inception_v4.data.pictures import CorruptImage, Decoding, decode_box, decode_picture, read_picture
 from inception_v4.data.sources import FolderSource
 from inception_v4.distributed import World
-from inception_v4.export.formats import calibration_pictures
+from inception_v4.export.plan import calibration_pictures
 from inception_v4.inference.predict import Predictor
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.recipes import RECIPE_FOLDERS, load_config

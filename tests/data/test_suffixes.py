@@ -21,7 +21,8 @@ from inception_v4.data.named_files import pictures_in
 from inception_v4.data.pictures import CorruptImage, Decoding, decode_picture
 from inception_v4.data.sources import FolderSource, Subset
 from inception_v4.data.suffixes import PICTURE_SUFFIXES, Sieve, is_heif
-from inception_v4.export.formats import ExportError, calibration_pictures
+from inception_v4.export.plan import calibration_pictures
+from inception_v4.export.target import ExportError
 from inception_v4.weights import WeightsInfo
 
 __all__ = ["folder"]

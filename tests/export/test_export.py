@@ -16,11 +16,11 @@ from exported import CLASSES, HOW, drawn, exported, folder, logits, onnx_file, q
 from running import ROOT
 
 from inception_v4.cli import main as cli
-from inception_v4.cli.export import FORMAT_NAMES
 from inception_v4.export import exporting as export
 from inception_v4.export import formats as export_formats
 from inception_v4.export import mindir
-from inception_v4.export.exporting import ExportError, Target, compare, export_model
+from inception_v4.export.exporting import compare, export_model
+from inception_v4.export.target import FORMAT_NAMES, OPSETS, ExportError, Target
 from inception_v4.inference.network import accelerator_for, open_network
 from inception_v4.network.model import InceptionV4
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
@@ -111,10 +111,10 @@ def test_every_version_of_onnx_that_is_offered_fits_the_graph(folder: Path, tmp_
     ort = pytest.importorskip("onnxruntime")
     model = onnx.load(str(exported(folder, "inside.onnx", Target(preprocess=True, softmax=True, opset=18))))
     pixels = {"image": drawn(5).permute(0, 2, 3, 1).numpy()}
-    for opset in export_formats.OPSETS:
+    for opset in OPSETS:
         export_formats._tidy(model, opset)
         onnx.checker.check_model(model, full_check=True)
-        if opset in (export_formats.OPSETS[0], export_formats.OPSETS[-1]):
+        if opset in (OPSETS[0], OPSETS[-1]):
             onnx.save(model, str(tmp_path / "x.onnx"))
             session = ort.InferenceSession(str(tmp_path / "x.onnx"), providers=["CPUExecutionProvider"])
             found = torch.from_numpy(session.run(None, pixels)[0])

@@ -12,8 +12,9 @@ import torch
 from exported import HOW, drawn, folder, onnx_file, quick_onnx, run, weights_file
 
 from inception_v4.data.normalise import Normalise
-from inception_v4.export.exporting import Target, intention
+from inception_v4.export.exporting import intention
 from inception_v4.export.om import OmTarget, aipp_config
+from inception_v4.export.target import Target
 from inception_v4.preprocessing import INCEPTION_MEAN, Preprocessing
 
 __all__ = ["folder", "quick_onnx"]

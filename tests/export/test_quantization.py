@@ -11,9 +11,10 @@ from exported import network as live_network
 
 from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.shapes import draw_shape
-from inception_v4.export.exporting import ExportError, Target, compare_rounded, export_model
-from inception_v4.export.formats import calibration_pictures
+from inception_v4.export.exporting import compare_rounded, export_model
+from inception_v4.export.plan import calibration_pictures
 from inception_v4.export.quantization import draw_pictures
+from inception_v4.export.target import ExportError, Target
 from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.weights import read_weights
 

@@ -8,8 +8,8 @@ import click
 
 from inception_v4.accelerator import prepare_environment, select
 from inception_v4.cli.options import CONTEXT
-from inception_v4.export.om import PRECISION_MODES
-from inception_v4.export.target import FORMAT_NAMES
+from inception_v4.export.om import PRECISION_MODES, OmTarget
+from inception_v4.export.target import FORMAT_NAMES, Target
 from inception_v4.settings.dialects import MODELZOO
 from inception_v4.settings.dialects.exporting import translate_export
 from inception_v4.settings.recipes import read_recipe
@@ -97,10 +97,7 @@ def _modelzoo(
     return source or found.get("source"), output or found.get("output"), tuple(notices)
 
 
-def _target(options: dict[str, Any]) -> Any:
-    from inception_v4.export.om import OmTarget
-    from inception_v4.export.target import Target
-
+def _target(options: dict[str, Any]) -> Target:
     om = None
     if not options["soc_version"] and (options["aipp"] or options["precision_mode"]):
         raise click.UsageError("--aipp and --precision-mode are for --format om: give --soc-version CHIP")

@@ -26,7 +26,7 @@ from inception_v4.distributed import World
 from inception_v4.export.plan import calibration_pictures
 from inception_v4.inference.predict import Predictor
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.settings.recipes import RECIPE_FOLDERS, load_config
+from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Augmentation, Data
 from inception_v4.training.parts import turned_otherwise
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
@@ -314,7 +314,7 @@ def test_weights_without_a_record_are_for_upright_pictures(folder: Path, tmp_pat
 
 def test_recipes_decide_it() -> None:
     """ImageNet's are compared with published figures; the others are for people's own photos."""
-    files = {p.stem: yaml.safe_load(p.read_text()) for p in RECIPE_FOLDERS[1].glob("*.yaml")}
+    files = {p.stem: yaml.safe_load(p.read_text()) for p in (ROOT / "configs").glob("*.yaml")}
     decided = {name: leaves["exif_rotation"] for name, leaves in files.items() if "exif_rotation" in leaves}
     assert decided == {name: False for name in files if name.startswith("imagenet")} and len(decided) == 2
     fixtures = ROOT / "tests" / "fixtures"

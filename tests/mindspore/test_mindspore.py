@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 from pathlib import Path
@@ -206,9 +207,15 @@ def test_training_goes_on_in_mindspore(folder, tmp_path):
         tmp_path / "after.npz",
     )
     earlier = {name: optimizer.state[p]["momentum_buffer"].clone() for name, p in model.named_parameters()}
+    exact = copy.deepcopy(model).double()
+    nn.functional.cross_entropy(exact(images.double()), labels).backward()
     loss, after = step(), np.load(tmp_path / "after.npz")
     with torch.no_grad():
         model.train()(images)
+    # What float32 itself costs on this processor: our own gradients against those of float64.
+    pairs = zip(model.parameters(), exact.parameters(), strict=True)
+    rounding = max(float((a.grad - b.grad).norm() / b.grad.norm()) for a, b in pairs)
+    limit = max(1e-3, rounding)
     changes, moments, forgotten = [], [], []
     for name, parameter in model.named_parameters():
         other = mindcv.table()[name]
@@ -224,11 +231,13 @@ def test_training_goes_on_in_mindspore(folder, tmp_path):
     print(
         f"one step: loss {loss:.6f} here, {float(after['loss']):.6f} there; parameters differ by at most "
         f"{max(changes):.1e} of their step, moments by {max(moments):.1e}, BatchNorm statistics by {statistics:.1e}"
+        f"; float32 gradients here are {rounding:.1e} from float64's"
     )
     assert sorted(after["missing"].tolist()) == ["learning_rate", "momentum"]
     assert after["global_step"].tolist() == [2]
     assert abs(loss - after["loss"]) < 1e-4
-    assert max(changes) < 1e-3  # without the decay of gamma it would be 2.6e-2
-    assert max(moments) < 1e-3
+    assert limit < 2e-2, "float32 is too rough on this processor to show anything"
+    assert max(changes) < limit  # without the decay of gamma it would be 2.6e-2
+    assert max(moments) < limit
     assert min(forgotten) > 0.1  # a step without Momentum's state from here would show
-    assert statistics < 1e-6 < drift / 10
+    assert statistics < 1e-6 * (limit / 1e-3) < drift / 10  # they follow the step

@@ -84,14 +84,13 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
     network = place(start.model, training, accelerator, world)
     compute = callable_form(network, training, accelerator, world)
     amp_dtype = accelerator.amp_dtype(training.amp)
+    lr = opt.peak_lr(loader.global_batch)
     learner = Learner(
         model=network,
         compute=compute,
-        optimizer=build_optimizer(
-            network, opt, opt.peak_lr(loader.global_batch), fused=vendor_optimizer(opt, training, accelerator)
-        ),
+        optimizer=build_optimizer(network, opt, lr, fused=vendor_optimizer(opt, training, accelerator)),
         scaler=accelerator.grad_scaler(amp_dtype, training.loss_scale, fused_optimizer=training.fused_optimizer),
-        rate=LearningRate.from_settings(config.schedule, opt.peak_lr(loader.global_batch), steps, base=opt.lr),
+        rate=LearningRate.from_settings(config.schedule, lr, steps, base=opt.lr),
         criterion=make_criterion(training.loss, training.label_smoothing),
         normalise=normalise,
         mix=mix,

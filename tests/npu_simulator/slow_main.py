@@ -11,8 +11,8 @@ from inception_v4.accelerator import prepare_environment
 
 prepare_environment("npu")
 
-from inception_v4 import train  # noqa: E402
 from inception_v4.cli.main import main  # noqa: E402
+from inception_v4.training import folder  # noqa: E402
 from inception_v4.training.checkpoint import save_checkpoint  # noqa: E402
 
 
@@ -21,5 +21,5 @@ def slowly(*arguments: Any, **options: Any) -> Path:
     return save_checkpoint(*arguments, **options)
 
 
-train.save_checkpoint = slowly  # type: ignore[attr-defined]
+folder.save_checkpoint = slowly  # type: ignore[attr-defined]
 main()

@@ -1,0 +1,98 @@
+"""Settings of learning: the update, its schedule, the loss and its precision."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from inception_v4.settings.schema.forms import Positive, Section, split_list
+
+
+class Optimizer(Section):
+    """Parameter update."""
+
+    opt: str = Field("rmsproptf", description="rmsproptf (TensorFlow's RMSProp), momentum, nesterov, adamw, lamb, ...")
+    lr: Annotated[float, Field(gt=0)] = Field(0.045, description="peak learning rate")
+    lr_base_batch: Positive | None = Field(
+        None, description="global batch that lr is meant for; lr is scaled in proportion to the actual one"
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="momentum, or the first beta of Adam's kind; default 0.9, or what is usual for such an opt"
+    )
+    opt_alpha: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="decay of RMSProp's square average; default 0.9"
+    )
+    opt_beta2: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="second beta of Adam's kind; default what is usual for opt, 0.999 for adamw"
+    )
+    opt_eps: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="epsilon; default 1.0 for rmsproptf, else what is usual for opt"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(4e-5, description="L2, or decoupled where the optimizer is")
+    weight_decay_filter: Literal["all", "no_norm_bias"] = Field("all", description="parameters that decay")
+    clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
+    accum_steps: Positive = Field(1, description="batches per optimizer step")
+    ema: bool = Field(False, description="keep a moving average of the weights, validated beside them")
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.9999, description="decay of the average")
+    ema_warmup: Annotated[int, Field(ge=0)] = Field(2000, description="steps scale of the decay's warm-up; 0: none")
+
+    def peak_lr(self, global_batch: int) -> float:
+        """The learning rate for steps of `accum_steps` batches of `global_batch` pictures over all processes."""
+        return self.lr * (global_batch * self.accum_steps / self.lr_base_batch if self.lr_base_batch else 1.0)
+
+
+OPTIMIZER_NUMBERS = ("momentum", "opt_alpha", "opt_beta2", "opt_eps")
+"""Settings that are made for one optimizer; None is what is usual for it."""
+
+
+class Schedule(Section):
+    """Length of the run and its learning rate."""
+
+    epochs: Positive = Field(200, description="passes over the training pictures")
+    max_steps: Positive | None = Field(None, description="stop after this many optimizer steps")
+    start_epoch: Annotated[int, Field(ge=0)] = Field(
+        0, description="first epoch, counted from 0: its learning rates and its order of the pictures"
+    )
+    scheduler: Literal[
+        "constant",
+        "cosine",
+        "cosine_modelzoo",
+        "exponential",
+        "step",
+        "multi_step",
+        "polynomial",
+        "one_cycle",
+        "cyclic",
+    ] = Field("cosine", description="cosine is MindCV's step for step, cosine_modelzoo the ModelZoo's")
+    warmup_epochs: Annotated[float, Field(ge=0)] = Field(0, description="epochs of linear warm-up")
+    warmup_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="learning rate at the first step of warm-up")
+    min_lr: Annotated[float, Field(ge=0)] = Field(0.0, description="end of the cosine")
+    decay_epochs: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="cosine: its length (default: all after warm-up); exponential, step: period (default 2)"
+    )
+    decay_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.94, description="factor per period; polynomial: its power"
+    )
+    milestones: Annotated[tuple[float, ...], BeforeValidator(split_list)] = Field(
+        (), description="epochs after warm-up at which multi_step decays"
+    )
+    num_cycles: Positive = Field(1, description="cosine: how often it starts again; cyclic: rises and falls")
+    cycle_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="cosine: factor of lr per cycle")
+    lr_epoch_stair: bool = Field(False, description="change the learning rate between epochs only")
+
+
+class Training(Section):
+    """Loss, precision and speed."""
+
+    loss: Literal["ce", "bce"] = Field("ce", description="cross-entropy, or binary cross-entropy per class")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share spread over all classes")
+    amp: Literal["off", "bf16", "fp16"] = Field("off", description="mixed precision; O0 is off, O1 to O3 are fp16")
+    val_amp: Literal["off", "bf16", "fp16"] | None = Field(None, description="precision of validation; default amp")
+    loss_scale: Annotated[float, Field(gt=0)] | Literal["dynamic"] = Field("dynamic", description="fp16: or a constant")
+    compile: bool = Field(False, description="torch.compile")
+    channels_last: bool | None = Field(None, description="memory format; default: what the device likes")
+    sync_bn: bool = Field(False, description="batch statistics over all processes")
+    tf32: bool = Field(True, description="TF32 (CUDA) or HF32 (Ascend) in float32 convolutions and products")
+    deterministic: bool = Field(False, description="bit-reproducible kernels, slower")
+    fused_optimizer: bool = Field(False, description="Ascend: its fused optimizer, where that is right")

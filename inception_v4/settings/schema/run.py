@@ -1,0 +1,30 @@
+"""Settings of a run: its device, its files and what it logs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from inception_v4.settings.schema.forms import Positive, Section
+
+
+class Run(Section):
+    """Device, files and logging."""
+
+    recipe: str = Field("quickstart", description="name of the run's recipe, part of the default output_dir")
+    device: str = Field("auto", description="auto, cpu, cuda, npu, mps or xpu, with :i for one of several")
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="of everything random")
+    output_dir: str | None = Field(None, description="run directory; default runs/<recipe>-<time>")
+    resume: str | None = Field(None, description="auto (newest checkpoint of output_dir), or a checkpoint")
+    val_interval: Positive = Field(1, description="epochs between validations")
+    val_start: Positive | None = Field(
+        None, description="the first epoch that is validated, counted from 1; default val_interval"
+    )
+    log_interval: Positive = Field(10, description="steps between log lines")
+    ckpt_interval: Positive = Field(1, description="epochs between checkpoints")
+    ckpt_steps: Positive | None = Field(None, description="also a checkpoint every so many steps")
+    keep_checkpoint_max: Positive = Field(3, description="checkpoints kept, newest first")
+    tensorboard: bool = Field(True, description="write TensorBoard events")
+    profile: bool = Field(False, description="record a profiler trace of some steps into the run directory")
+    smoke: bool = Field(False, description="shrink any recipe to under a minute on a CPU")

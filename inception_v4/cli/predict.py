@@ -92,8 +92,8 @@ def _write(predictor: Any, names: list[str], form: str, options: dict[str, Any])
         out.reconfigure(errors="surrogateescape")  # a file's name is written as it is, in whatever encoding
     results = predictor.stream(names, options["top_k"], workers=options["workers"], on_corrupt=on_corrupt)
     with TableRows() if seen and not form else TextRows(ROW_FORMATS[form or "table"], out) as rows:
-        # On one terminal with the rows a bar would be written over: there they are the progress.
-        for result in results if seen else track(results, "predicting", len(names)):
+        # A bar keeps below the tables of a terminal; lines of text there would write over it.
+        for result in results if seen and form else track(results, "predicting", len(names)):
             if isinstance(result, UnreadPicture):
                 unread += 1
                 say(f"skipped: {result.error}" if on_corrupt == "skip" else result.error)

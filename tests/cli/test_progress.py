@@ -107,6 +107,14 @@ def test_convert_shows_its_comparison_on_a_terminal_alone(weights: Path, tmp_pat
     assert done.stderr == "" and "\r" not in done.stdout and "comparing" not in done.stdout
 
 
+def test_predict_shows_tables_above_its_bar(weights: Path, tmp_path: Path) -> None:
+    class_folders(tmp_path / "p", {"a": 25})
+    code, text = run_on_terminal("predict", "p", "--ckpt-path", str(weights), "--top-k", "1", cwd=tmp_path)
+    assert code == 0, text
+    assert shows_estimate(text, "predicting") and "25/25" in text
+    assert text.count("│ p/a/") == 25 and text.count("┃ picture") == 2, "every picture once, in two tables"
+
+
 def test_export_says_what_it_is_doing_and_how_long_it_takes(weights: Path, tmp_path: Path) -> None:
     code, text = run_on_terminal("export", str(weights), "-o", "w.pt2", cwd=tmp_path)
     assert code == 0, text

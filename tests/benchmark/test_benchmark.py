@@ -15,6 +15,7 @@ from inception_v4.benchmark.contestants import FORMS, Entry, Form, Setup
 from inception_v4.benchmark.measure import Group, Row, Timing, chosen, flops_per_image, measure
 from inception_v4.benchmark.suites import SUITES
 from inception_v4.benchmark.tables import loader_verdict, tables, to_markdown
+from inception_v4.cli.main import run as run_command
 from inception_v4.data.shapes import draw_shape
 from inception_v4.inference.sessions import RuntimeUnavailable
 
@@ -92,6 +93,7 @@ def test_a_forward_pass_at_the_papers_size_has_24_6_billion_operations() -> None
     assert flops_per_image(299) == pytest.approx(24.6e9, rel=0.01)
 
 
+@pytest.mark.slow
 def test_memory_of_a_contestant_is_its_own() -> None:
     if select("cpu").peak_memory() is None:
         pytest.skip("this system does not count a process's memory")
@@ -120,6 +122,7 @@ def test_only_the_peers_that_were_asked_for() -> None:
     assert {e.form for e in chosen(forms, ["fp32"], task="infer", peers=[])} == {"fused", "fused in openvino"}
 
 
+@pytest.mark.slow
 def test_compiling_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced in earnest; the machine code, which takes minutes, is left out."""
     original = torch.compile
@@ -150,6 +153,7 @@ def test_the_command_prints_one_object(tmp_path) -> None:
     assert "| fused | fp32 |" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_loader_is_measured_and_judged(tmp_path) -> None:
     for number in range(8):
         (tmp_path / f"class{number % 2}").mkdir(exist_ok=True)
@@ -177,5 +181,6 @@ def test_the_verdict_names_the_workers_that_would_do() -> None:
         (["--suite", "tpu"], "quick"),
     ],
 )
-def test_wrong_options_are_refused(words: list[str], message: str) -> None:
-    assert message in run("benchmark", *words, expect=2).stderr
+def test_wrong_options_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["benchmark", *words]) == 2
+    assert message in capsys.readouterr().err

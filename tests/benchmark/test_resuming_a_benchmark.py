@@ -19,6 +19,7 @@ TWO = (*WORDS, "--batch-size", "2")
 FILES = ("--json", "all.json", "--markdown", "all.md")
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_finished_tables_and_the_same_command_goes_on(tmp_path: Path) -> None:
     code, text = run_on_terminal(*TWO, *FILES, cwd=tmp_path, until=lambda text: "group 2 of 2" in text)
     assert code == 130, text

@@ -96,6 +96,7 @@ def test_another_seed_gives_other_weights(finished_run: Path, tmp_path: Path) ->
     assert states_differ(finished_run, folder)
 
 
+@pytest.mark.slow
 def test_killed_three_times(tmp_path: Path) -> None:
     settings = TINY | {"shapes_train": 40, "ckpt_steps": 1, "epochs": 1, "keep_checkpoint_max": 2, "drop_rate": 0.2}
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

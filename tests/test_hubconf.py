@@ -17,7 +17,6 @@ ROOT = str(Path(__file__).parent.parent)
 def test_torch_hub_loads_the_network_with_weights(tmp_path: Path) -> None:
     model = enliven(InceptionV4(5))
     path = save_weights(model, tmp_path / "w.safetensors", WeightsInfo(num_classes=5))
-    assert torch.hub.list(ROOT, source="local") == ["inception_v4"]
     loaded = torch.hub.load(ROOT, "inception_v4", source="local", ckpt_path=str(path))
     assert isinstance(loaded, InceptionV4) and loaded.training
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))

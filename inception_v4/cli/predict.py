@@ -12,15 +12,18 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
+from inception_v4.cli.ensemble import PredictCommand, views_options
 from inception_v4.cli.options import CONTEXT, runtime_option
 from inception_v4.console import say, track
 
 
-@click.command("predict", context_settings=CONTEXT)
+@click.command("predict", cls=PredictCommand, context_settings=CONTEXT)
 @click.argument("pictures", nargs=-1, required=True, metavar="PICTURE_OR_FOLDER...")
-@click.option("--ckpt-path", metavar="FILE", help="Weights file, run directory or exported file.")
+@click.option("--ckpt-path", multiple=True, metavar="FILE", help="Weights file, run directory or exported file; of "
+              "several files the mean of their probabilities.")  # fmt: skip
 @click.option("--pretrained", is_flag=True, help="The published ImageNet weights.")
 @runtime_option
+@views_options
 @click.option("--top-k", default=5, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
 @click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Pictures at a time.")
@@ -45,6 +48,7 @@ def command(pictures: Sequence[str], **options: Any) -> int:
     \b
       inception-v4 predict photo.jpg --pretrained
       inception-v4 predict photos/ --ckpt-path runs/photos/best.safetensors --csv > names.csv
+      inception-v4 predict photos/ --ckpt-path A.safetensors B.safetensors --crops 12
       find . -name '*.jpg' | inception-v4 predict - --pretrained --jsonl > names.jsonl
     """
     prepare_environment(options["device"])
@@ -59,17 +63,19 @@ def command(pictures: Sequence[str], **options: Any) -> int:
 
 
 def _predictor(options: dict[str, Any]) -> Any:
+    from inception_v4.data.views import Views
     from inception_v4.inference import predict as module
 
-    source = module.PRETRAINED if options["pretrained"] else options["ckpt_path"]
-    if source is None or (options["pretrained"] and options["ckpt_path"]):
+    sources = options["ckpt_path"] or (module.PRETRAINED,)
+    if options["pretrained"] == bool(options["ckpt_path"]):
         raise click.UsageError(f"give --ckpt-path FILE or --pretrained, one of them{_newest_run()}")
     from inception_v4.inference.network import accelerator_for, runtime_for
 
-    accelerator_for(runtime_for(source, options["runtime"]), options["device"]).activate()
+    accelerator_for(runtime_for(sources[0], options["runtime"]), options["device"]).activate()
     predictor = module.Predictor(
-        source, runtime=options["runtime"], device=options["device"], amp=options["amp"],
+        sources, runtime=options["runtime"], device=options["device"], amp=options["amp"],
         batch_size=options["batch_size"], image_size=options["image_size"],
+        views=Views(int(options["crops"]), options["flip"]),
     )  # fmt: skip
     given = {name: options[name] for name in ("exif_rotation", "max_pixels") if options[name] is not None}
     predictor.decoding = replace(predictor.decoding, **given)

@@ -18,7 +18,7 @@ class SettingsCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {option for parameter in self.params for option in parameter.opts}
-        return super().parse_args(ctx, [_with_dashes(word, known) for word in args])
+        return super().parse_args(ctx, [with_dashes(word, known) for word in args])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
@@ -36,7 +36,8 @@ class SettingsCommand(click.Command):
                     formatter.write_dl(rows)
 
 
-def _with_dashes(word: str, known: set[str]) -> str:
+def with_dashes(word: str, known: set[str]) -> str:
+    """`name=value` as a flag where `known` has it; other words as they are."""
     name, equals, _ = word.partition("=")
     return f"--{word}" if equals and f"--{name.replace('_', '-')}" in known else word
 

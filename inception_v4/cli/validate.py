@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
+from inception_v4.cli.ensemble import ValidateCommand, others_option, views_options
 from inception_v4.cli.options import CONTEXT, announce, config_option, dry_run_option, json_option, runtime_option
-from inception_v4.cli.settings import SettingsCommand, given_settings, resolve, settings
+from inception_v4.cli.settings import given_settings, resolve, settings
 from inception_v4.console import print_table
 from inception_v4.settings.dialects import NO_EFFECT
 from inception_v4.settings.recipes import to_yaml
@@ -19,12 +20,14 @@ from inception_v4.settings.recipes import to_yaml
 VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
 
 
-@click.command("validate", cls=SettingsCommand, context_settings=CONTEXT)
+@click.command("validate", cls=ValidateCommand, context_settings=CONTEXT)
 @config_option
 @dry_run_option
 @json_option
 @click.option("--per-class", is_flag=True, help="Also a table of the classes, worst first.")
 @runtime_option
+@views_options
+@others_option
 @click.option("--from-outputs", metavar="FOLDER", help="Score outputs that another machine computed: one .bin, .npy or "
               ".txt file for each picture.")  # fmt: skip
 @click.option("--labels", metavar="FILE", help="With --from-outputs: lines `picture label`, or JSON.")
@@ -32,15 +35,18 @@ VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
 def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bool, **options: Any) -> None:
     """Validate weights or an exported file on labelled pictures: a folder per class, CIFAR, ImageNet.
 
-    The file says how its pictures are resized, cropped and normalised, and which they were in its run; flags win.
+    The file says how its pictures are resized, cropped and normalised, and which they were in its run; flags win. Of
+    several files the mean of the probabilities is validated, and so it is over --crops and --flip.
 
     \b
       inception-v4 validate --ckpt-path runs/photos/best.safetensors
       inception-v4 validate --ckpt-path photos.onnx --data-dir photos/
       inception-v4 validate --pretrained --dataset imagenet --data-dir /imagenet
+      inception-v4 validate --ckpt-path A.safetensors B.safetensors --crops 12 --data-dir photos/
       inception-v4 validate --from-outputs result_Files/ --labels labels.txt
     """
-    runtime = options.pop("runtime")
+    runtime, others = options.pop("runtime"), options.pop("others")
+    crops, flip = int(options.pop("crops")), options.pop("flip")
     outputs, labels = _outputs(options)
     if outputs and dry_run:
         click.echo(f"from_outputs: {outputs}\nlabels: {labels}")
@@ -48,7 +54,8 @@ def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bo
     if outputs:
         from inception_v4.inference.outputs import score_outputs
 
-        idle = [*(["runtime"] if runtime else []), *given_settings(options)]
+        given = {"runtime": runtime, "crops": crops > 1, "flip": flip}
+        idle = [*(name for name, value in given.items() if value), *given_settings(options)]
         result, remarks = score_outputs(outputs, labels)
         announce([*([f"{', '.join(idle)}{NO_EFFECT}the outputs are scored as they are"] if idle else []), *remarks])
         _print_validation(result, as_json=as_json, per_class=per_class)
@@ -61,9 +68,10 @@ def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bo
         notice = f"compile{NO_EFFECT}only training compiles; `export --format aoti` makes a compiled file to validate"
         announce([notice])
     prepare_environment(config.run.device)
+    from inception_v4.data.views import Views
     from inception_v4.inference.validate import validate as run
 
-    result = run(config, runtime=runtime)
+    result = run(config, runtime=runtime, views=Views(crops, flip), others=others)
     if os.environ.get("RANK", "0") == "0":
         _print_validation(result, as_json=as_json, per_class=per_class)
 

@@ -24,6 +24,7 @@ from inception_v4.data.augment import TrainTransform, draw_erased_box, eval_tran
 from inception_v4.data.order import EpochSampler, Key
 from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.sources import Source
+from inception_v4.data.views import ONE, Views
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation, Data
 
@@ -42,7 +43,8 @@ class Batch:
     """Pictures on their way to the network.
 
     Attributes:
-        images: [B, C, S, S] uint8, in memory [B, S, S, C]; C is 3, or 1 for grey pictures.
+        images: [B, C, S, S] uint8, in memory [B, S, S, C]; C is 3, or 1 for grey pictures. [B, V, C, S, S] where
+            each picture has V crops.
         labels, indices: [B] int64; indices are positions in the source.
         erase: [B, 4] int32, random erasing's boxes (top, left, bottom, right), or None.
         skipped: a message for each picture that could not be read.
@@ -139,12 +141,13 @@ class EvalLoader:
         world: World,
         on_corrupt: str = "error",
         pin_memory: bool = False,
+        views: Views = ONE,
     ) -> None:
         self.skipped: list[str] = []
         mine = range(world.rank, len(source), world.size)
         batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
         self._loader = _loader(
-            _EvalSet(source, preprocessing, skip=on_corrupt == "skip"),
+            _EvalSet(source, preprocessing, views, skip=on_corrupt == "skip"),
             batches,
             workers=worker_count(workers, world),
             pin_memory=pin_memory,
@@ -198,9 +201,9 @@ class _TrainSet(Dataset):
 
 
 class _EvalSet(Dataset):
-    def __init__(self, source: Source, preprocessing: Preprocessing, *, skip: bool) -> None:
+    def __init__(self, source: Source, preprocessing: Preprocessing, views: Views, *, skip: bool) -> None:
         self._source, self._skip = source, skip
-        self._transform = eval_transform(preprocessing)
+        self._transform = eval_transform(preprocessing, views)
         self._exif_rotation = preprocessing.exif_rotation
 
     def __getitem__(self, index: int) -> _Sample | Exception:
@@ -231,13 +234,13 @@ def _collate(samples: Sequence[_Sample | Exception]) -> Batch | Exception:
     good = [sample for sample in samples if isinstance(sample, _Sample)]
     skipped = [message for sample in good for message in sample.skipped]
     good = [sample for sample in good if sample.image is not None]
-    images = [sample.image.permute(1, 2, 0) for sample in good if sample.image is not None]
+    images = [sample.image.movedim(-3, -1) for sample in good if sample.image is not None]
     if not good:
         empty = torch.zeros(0, dtype=torch.int64)  # nobody looks at the channels of no picture
         return Batch(torch.zeros(0, 3, 1, 1, dtype=torch.uint8), empty, empty, None, skipped)
     return Batch(
         # Straight into shared memory, the three values of a pixel together as the transforms leave them.
-        images=default_collate(images).permute(0, 3, 1, 2),
+        images=default_collate(images).movedim(-1, -3),
         labels=torch.tensor([sample.label for sample in good]),
         indices=torch.tensor([sample.index for sample in good]),
         erase=None if good[0].erase is None else default_collate([sample.erase for sample in good]),

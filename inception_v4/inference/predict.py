@@ -15,7 +15,9 @@ from inception_v4.data.augment import eval_transform
 from inception_v4.data.loader import EvalLoader, on_device, worker_count
 from inception_v4.data.named_files import NamedFiles
 from inception_v4.data.pictures import CorruptImage, Decoding, read_picture
+from inception_v4.data.views import ONE, Views
 from inception_v4.distributed import World
+from inception_v4.inference.ensemble import open_others, ready
 from inception_v4.inference.factory import create_model
 from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.weights.class_names import class_names_of, describe_class
@@ -65,12 +67,14 @@ class Predictor:
     It leaves the switches of the process (determinism, TF32, current device, memory) as they are.
 
     Args:
-        source: a weights file, a run directory, a hub name, `pretrained`, or an exported file.
+        source: a weights file, a run directory, a hub name, `pretrained`, or an exported file; of several the mean of
+            their probabilities, with the classes of the first.
         runtime: what runs it; default: by its suffix.
         device: as `--device`.
         amp: `off`, `bf16` or `fp16`.
         batch_size: pictures per forward pass.
         image_size: side of the input in pixels; default: what the weights say.
+        views: of each picture, over which probabilities are averaged.
 
     Attributes:
         decoding: whether EXIF's rotation is applied (default: what the weights say), and the limit of pixels.
@@ -78,24 +82,27 @@ class Predictor:
 
     def __init__(
         self,
-        source: str = PRETRAINED,
+        source: str | Sequence[str] = PRETRAINED,
         *,
         runtime: str | None = None,
         device: str = "auto",
         amp: str = "off",
         batch_size: int = 16,
         image_size: int | None = None,
+        views: Views = ONE,
     ) -> None:
-        runtime = runtime_for(source, runtime)
-        accelerator = accelerator_for(runtime, device)
-        network = open_network(source, accelerator, runtime=runtime, device=device)
-        self.messages, self.info, self.batch_size = network.messages, network.info, batch_size
-        self.preprocessing = network.info.preprocessing.replace(image_size=image_size)
+        first, *others = [source] if isinstance(source, str) else source
+        chosen = runtime_for(first, runtime)
+        accelerator = accelerator_for(chosen, device)
+        network = open_network(first, accelerator, runtime=chosen, device=device)
+        given = {"image_size": image_size}
+        more = open_others(others, given, beside=network, runtime=runtime, device=device)
+        it = ready([network, *more], given, views, amp=amp, batch_size=batch_size)
+        self.messages = [line for each in (network, *more) for line in each.messages]
+        self.info, self.batch_size, self.preprocessing = network.info, it.pictures, it.preprocessing
         self.class_names = class_names_of(network.info) or tuple(str(i) for i in range(network.info.num_classes))
-        self._precision = network.precision(amp)
-        self._model = network.model
-        self._resize = eval_transform(self.preprocessing)
-        self._prepare = network.prepare(self.preprocessing)
+        self._precision, self._model, self._prepare = it.precision, it.model, it.prepare
+        self._views, self._resize = views, eval_transform(self.preprocessing, views)
         self.decoding = Decoding(self.preprocessing.exif_rotation)
 
     def __call__(self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5) -> list[Prediction]:
@@ -134,6 +141,7 @@ class Predictor:
             world=World(),
             on_corrupt="skip",  # and said here, when what came before has been yielded
             pin_memory=accelerator.pin_memory,
+            views=self._views,
         )
         for number, batch in enumerate(on_device(loader, accelerator)):
             if batch.skipped and on_corrupt == "error":

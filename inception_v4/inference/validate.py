@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +14,10 @@ from inception_v4.console import say, track
 from inception_v4.data.folders import in_order
 from inception_v4.data.loader import EvalLoader
 from inception_v4.data.sources import Source, open_source
-from inception_v4.distributed import session
+from inception_v4.data.views import ONE, Views
+from inception_v4.distributed import World, session
 from inception_v4.inference.data_record import validation_data
+from inception_v4.inference.ensemble import open_others, ready
 from inception_v4.inference.evaluate import Evaluation, evaluate
 from inception_v4.inference.metrics import class_table
 from inception_v4.inference.network import accelerator_for, open_network, runtime_for
@@ -26,7 +28,9 @@ from inception_v4.weights.record import WeightsInfo
 from inception_v4.weights.source import PRETRAINED
 
 
-def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
+def validate(
+    config: Config, *, runtime: str | None = None, views: Views = ONE, others: Sequence[str] = ()
+) -> dict[str, Any]:
     """Loss, top-1 and top-5 (percent) of a weights or exported file over the validation pictures, each counted once.
 
     The file says how its pictures are prepared and, where no data is given, which they were in its run; settings given
@@ -34,51 +38,81 @@ def validate(config: Config, *, runtime: str | None = None) -> dict[str, Any]:
 
     Args:
         runtime: what runs the file; default: by its suffix.
+        views: of each picture, over which probabilities are averaged.
+        others: more files like it, over which they are averaged too. The first says which pictures and classes.
     """
     source = PRETRAINED if config.network.pretrained else config.network.ckpt_path
     if source is None:
         raise ValueError("nothing to validate: give --ckpt-path FILE or --pretrained")
-    runtime = runtime_for(source, runtime)
-    accelerator = accelerator_for(runtime, config.run.device)
+    chosen = runtime_for(source, runtime)
+    accelerator = accelerator_for(chosen, config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
     with session(accelerator) as world:
         network = open_network(
-            source, accelerator, runtime=runtime, device=config.run.device, num_classes=config.data.num_classes,
+            source, accelerator, runtime=chosen, device=config.run.device, num_classes=config.data.num_classes,
             channels_last=config.training.channels_last,
         )  # fmt: skip
-        preprocessing = network.info.preprocessing.replace(**config.augmentation.given_preprocessing())
-        check_per_channel(preprocessing, network.info)
-        given_seed = config.run.seed if "seed" in config.run.model_fields_set else None
-        data, seed = validation_data(config.data, given_seed, source=source, info=network.info)
-        seed = config.run.seed if seed is None else seed
-        pictures = open_source(data, "val", world=world, seed=seed, alone=True)
-        names, found = class_names_of(network.info), pictures.class_names
-        pictures, remarks = match_labels(pictures, names, network.info.num_classes, asked=data.num_classes)
+        given = config.augmentation.given_preprocessing()
+        check_per_channel(network.info.preprocessing.replace(**given), network.info)
+        more = open_others(others, given, beside=network, runtime=runtime, device=config.run.device)
         batch_size = config.data.val_batch_size or config.data.batch_size
+        amp = config.training.val_amp or config.training.amp
+        it = ready([network, *more], given, views, amp=amp, batch_size=batch_size)
+        labelled = labelled_pictures(config, source, network.info, world)
         loader = EvalLoader(
-            pictures, preprocessing, batch_size=batch_size, workers=config.data.workers, world=world,
-            on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
+            labelled.pictures, it.preprocessing, batch_size=it.pictures, workers=config.data.workers, world=world,
+            on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory, views=views,
         )  # fmt: skip
         if world.is_main:
-            remarks += numbering(found, names, data, config.data)
-            for message in [*network.messages, *pictures.remarks, *remarks]:
+            for message in [*(line for each in (network, *more) for line in each.messages), *labelled.remarks]:
                 say(message)
-            place = where(data, config.data)
-            say(f"{len(pictures)} pictures{place}, {preprocessing.image_size} px, {network.engine} x {world.size}")
+            engine = f"{network.engine} x {world.size}"
+            several = f", mean of {it.networks} networks" if it.networks > 1 else ""
+            say(f"{labelled.title}, {it.preprocessing.image_size} px{views}{several}, {engine}")
         started = time.perf_counter()
         result = evaluate(
-            network.model,
+            it.model,
             track(loader, "validating", len(loader)) if world.is_main else loader,
-            prepare=network.prepare(preprocessing),
-            precision=network.precision(config.training.val_amp or config.training.amp),
+            prepare=it.prepare,
+            precision=it.precision,
             world=world,
-            batch_size=batch_size,
+            batch_size=it.pictures,
         )
         seconds = time.perf_counter() - started
         if world.is_main:
-            for warning in [*suspicions(result), *other_order(result, found, names)]:
+            for warning in [*suspicions(result), *other_order(result, labelled.found, labelled.names)]:
                 say(warning)
-    return report(result, source, preprocessing, seconds, names)
+    shown = {"weights": [source, *others] if others else source, "crops": views.crops, "flip": views.flip}
+    return report(result, it.preprocessing, seconds, labelled.names) | shown
+
+
+class Labelled(NamedTuple):
+    """Pictures with labels in the numbering of a network.
+
+    Attributes:
+        names: of the network's classes, where they are known.
+        found: names of the data's classes.
+        title: how many pictures, and where from, for people.
+        remarks: lines for people.
+    """
+
+    pictures: Source
+    names: tuple[str, ...] | None
+    found: tuple[str, ...]
+    title: str
+    remarks: list[str]
+
+
+def labelled_pictures(config: Config, source: str, info: WeightsInfo, world: World) -> Labelled:
+    """The pictures to validate `source` on, which says `info` of itself."""
+    given_seed = config.run.seed if "seed" in config.run.model_fields_set else None
+    data, seed = validation_data(config.data, given_seed, source=source, info=info)
+    seed = config.run.seed if seed is None else seed
+    pictures = open_source(data, "val", world=world, seed=seed, alone=True)
+    names, found = class_names_of(info), pictures.class_names
+    pictures, remarks = match_labels(pictures, names, info.num_classes, asked=data.num_classes)
+    remarks = [*pictures.remarks, *remarks, *numbering(found, names, data, config.data)]
+    return Labelled(pictures, names, found, f"{len(pictures)} pictures{where(data, config.data)}", remarks)
 
 
 def check_per_channel(preprocessing: Preprocessing, info: WeightsInfo) -> None:
@@ -204,13 +238,12 @@ def other_order(result: Evaluation, found: tuple[str, ...], names: tuple[str, ..
 
 
 def report(
-    result: Evaluation, source: str, preprocessing: Preprocessing, seconds: float, names: tuple[str, ...] | None
+    result: Evaluation, preprocessing: Preprocessing, seconds: float, names: tuple[str, ...] | None
 ) -> dict[str, Any]:
     """The result as plain values: percentages, counts, and what they were measured with."""
     return {
         **result.record(),
         "skipped": len(result.skipped),
-        "weights": source,
         "images_per_second": result.samples / seconds,
         "preprocessing": preprocessing.to_dict(),
         "per_class": class_table(result.per_class, names),

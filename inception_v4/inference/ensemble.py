@@ -1,0 +1,163 @@
+"""One network or several, on one view of a picture or several: the mean of their probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inception_v4.accelerator.precision import Precision
+from inception_v4.data.views import ONE, Views
+from inception_v4.inference.network import OpenNetwork, accelerator_for, open_network, runtime_for
+from inception_v4.preprocessing import Preprocessing
+from inception_v4.weights import WeightsInfo
+from inception_v4.weights.class_names import class_names_of
+
+_PER_NETWORK = ("mean", "std")
+"""What is done to the same pixels for each network by itself."""
+
+
+class Ready(NamedTuple):
+    """What it takes from a batch of uint8 pictures, as `EvalLoader` gives it, to one row of outputs for each.
+
+    Attributes:
+        model: of prepared pictures; gives logits [B, K], or the logarithm of their mean probabilities.
+        prepare: pictures for `model`.
+        precision: where and in what type it computes.
+        pictures: in a batch.
+        preprocessing: how pictures become uint8.
+        networks: their number.
+    """
+
+    model: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor]
+    precision: Precision
+    pictures: int
+    preprocessing: Preprocessing
+    networks: int = 1
+
+
+def open_others(
+    sources: Sequence[str], given: dict[str, Any], *, beside: OpenNetwork, runtime: str | None, device: str
+) -> list[OpenNetwork]:
+    """The other networks of an ensemble, with their outputs in the order of the first one's classes.
+
+    Args:
+        sources: as `open_network` takes them.
+        given: fields of `Preprocessing` that win over what the networks say.
+        beside: the first network.
+        runtime, device: as they were given for it.
+
+    Raises:
+        ValueError: other classes, other channels, pictures that are resized or cropped otherwise, another place to run.
+    """
+    others = []
+    for source in sources:
+        chosen = runtime_for(source, runtime)
+        accelerator = accelerator_for(chosen, device)
+        if accelerator.device != beside.accelerator.device:
+            raise ValueError(
+                f"{source} runs on {accelerator.device} and the first network of the ensemble on "
+                f"{beside.accelerator.device}: give --device cpu, or files of one kind"
+            )
+        network = open_network(source, accelerator, runtime=chosen, device=device)
+        if network.info.in_channels != beside.info.in_channels:
+            raise ValueError(
+                f"{source} takes {network.info.in_channels} channels and the first network of the ensemble "
+                f"{beside.info.in_channels}: their pictures are not the same"
+            )
+        _check_alike(source, network.info.preprocessing.replace(**given), beside.info.preprocessing.replace(**given))
+        if columns := _columns(source, network.info, beside.info):
+            network.model = _reordered(network.model, columns)
+        others.append(network)
+    return others
+
+
+def ready(
+    networks: Sequence[OpenNetwork], given: dict[str, Any], views: Views = ONE, *, amp: str, batch_size: int
+) -> Ready:
+    """The mean of the probabilities of `networks` over `views`; what one network gives of one view is left as it is.
+
+    Args:
+        networks: of one device, channels and classes (`open_others`).
+        given: fields of `Preprocessing` that win over what the networks say.
+        amp: `off`, `bf16` or `fp16`.
+        batch_size: views that go through a network at a time; a picture may have more.
+    """
+    preprocessings = [network.info.preprocessing.replace(**given) for network in networks]
+    how, (precision, *_) = preprocessings[0], [network.precision(amp) for network in networks]
+    prepared = [network.prepare(own) for network, own in zip(networks, preprocessings, strict=True)]
+    if len(networks) == len(views) == 1:
+        return Ready(networks[0].model, prepared[0], precision, batch_size, how)
+    models = [_prepared(network.model, prepare) for network, prepare in zip(networks, prepared, strict=True)]
+    model = _mean(models, mirrored=views.mirrored, batch_size=batch_size)
+    return Ready(model, _as_they_are, precision, max(1, batch_size // len(views)), how, len(networks))
+
+
+def _as_they_are(images: Tensor) -> Tensor:
+    return images
+
+
+def _prepared(model: Callable[[Tensor], Tensor], prepare: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda images: model(prepare(images))
+
+
+def _mean(
+    models: Sequence[Callable[[Tensor], Tensor]], *, mirrored: bool, batch_size: int
+) -> Callable[[Tensor], Tensor]:
+    """Pictures [B, C, S, S] or [B, V, C, S, S] uint8 to the logarithm of mean probabilities, float32 [B, K]."""
+
+    def model(images: Tensor) -> Tensor:
+        views = images if images.dim() == 5 else images[:, None]
+        if mirrored:
+            views = torch.cat([views, views.flip(-1)], dim=1)
+        flat = views.flatten(0, 1)
+        # Parts of one size, so that none is a rest that costs as much as a whole one.
+        parts = flat.tensor_split(-(-len(flat) // batch_size))
+        logarithms = torch.stack(
+            [torch.cat([network(part).float() for part in parts]).log_softmax(1) for network in models], dim=1
+        )
+        each = logarithms.unflatten(0, views.shape[:2]).flatten(1, 2)  # [B, views x networks, K]
+        return each.logsumexp(1) - math.log(each.shape[1])
+
+    return model
+
+
+def _check_alike(source: str, how: Preprocessing, first: Preprocessing) -> None:
+    ours, theirs = how.to_dict(), first.to_dict()
+    differing = [
+        f"{name} {value} and {theirs[name]}"
+        for name, value in ours.items()
+        if name not in _PER_NETWORK and value != theirs[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"the pictures of {source} and of the first network of the ensemble are prepared in different ways "
+            f"({', '.join(differing)}), and an ensemble sees the same ones: give these settings"
+        )
+
+
+def _columns(source: str, info: WeightsInfo, first: WeightsInfo) -> list[int] | None:
+    """Where the outputs of another network have the classes of the first; None: in the same places."""
+    if info.num_classes != first.num_classes:
+        raise ValueError(
+            f"{source} has {info.num_classes} classes and the first network of the ensemble {first.num_classes}: "
+            "give weights of the same classes"
+        )
+    names, own = class_names_of(first), class_names_of(info)
+    if names is None or own is None or own == names:
+        return None
+    if sorted(own) != sorted(names) or len(set(own)) < len(own):
+        differing = next(f"{a!r} and {b!r}" for a, b in zip(own, names, strict=True) if a != b)
+        raise ValueError(
+            f"{source} and the first network of the ensemble have different classes ({differing}): give weights of "
+            "the same classes"
+        )
+    return [own.index(name) for name in names]
+
+
+def _reordered(model: Callable[[Tensor], Tensor], columns: list[int]) -> Callable[[Tensor], Tensor]:
+    return lambda images: model(images)[:, columns]

@@ -89,6 +89,7 @@ class TrainLoader:
     is short, and a process that would get none of it repeats one sample.
 
     Attributes:
+        samples: of an epoch.
         steps_per_epoch: batches per epoch.
         global_batch: pictures per batch over all processes.
         skipped: messages about unreadable pictures so far; each was replaced by the next one in the source.
@@ -107,9 +108,9 @@ class TrainLoader:
         seed: int,
         pin_memory: bool = False,
     ) -> None:
-        self.global_batch = data.batch_size * world.size
         self.skipped: list[str] = []
         self._sampler = EpochSampler(len(source), data, augmentation.aug_repeats, world=world, seed=seed)
+        self.samples, self.global_batch = self._sampler.samples, self._sampler.batch
         self.steps_per_epoch = self._sampler.steps
         self._loader = _loader(
             _TrainSet(source, data, augmentation, seed),
@@ -119,7 +120,7 @@ class TrainLoader:
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of `epoch` from number `start` on; what comes before is not read. One epoch at a time."""
+        """The batches of `epoch` from its sample `start` on; what comes before is not read. One epoch at a time."""
         self._sampler.epoch, self._sampler.start = epoch, start
         return _batches(iter(self._loader), self.skipped)
 

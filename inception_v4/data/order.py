@@ -29,42 +29,53 @@ class Key(NamedTuple):
 
 
 class EpochSampler:
-    """Batches of keys for one process: the order of an epoch is a function of the seed and the epoch alone."""
+    """Batches of keys for one process: the order of an epoch is a function of the seed and the epoch alone.
+
+    Attributes:
+        epoch, start: what is iterated over: this epoch, from this sample of it on.
+        samples: of an epoch.
+        batch: samples of a batch over all processes.
+        steps: batches of an epoch.
+    """
 
     def __init__(self, length: int, data: Data, repeats: int, *, world: World, seed: int) -> None:
         self.epoch = self.start = 0
-        self._length, self._shuffle, self._seed = length, data.shuffle, seed
+        self.samples, self._shuffle, self._seed, self._drop_last = length, data.shuffle, seed, data.drop_last
         self._repeats = max(1, repeats)
         self._world = world
-        self._batch = data.batch_size * world.size
-        self.steps = length // self._batch if data.drop_last else -(-length // self._batch)
+        self.batch = data.batch_size * world.size
+        self.steps = self._batches(length)
         if self._repeats > 1 and not data.shuffle:
             raise ValueError(f"aug_repeats {repeats} with shuffle off would leave out the same pictures every epoch")
         if self.steps == 0:
             raise ValueError(
-                f"a batch of {self._batch} (batch_size {data.batch_size} x {world.size} processes) is more than the "
+                f"a batch of {self.batch} (batch_size {data.batch_size} x {world.size} processes) is more than the "
                 f"{length} training pictures: lower batch_size or set drop_last false"
             )
 
     def __len__(self) -> int:
-        return max(0, self.steps - self.start)
+        return self._batches(self.samples - self.start)
 
     def __iter__(self) -> Iterator[list[Key]]:
         keys = self._order()
-        for step in range(self.start, self.steps):
-            whole = keys[step * self._batch : (step + 1) * self._batch]
+        for number in range(len(self)):
+            first = self.start + number * self.batch
+            whole = keys[first : first + self.batch]
             mine = whole[self._world.rank :: self._world.size]
             if len(mine) == 0:
                 mine = whole[self._world.rank % len(whole)][None]
             yield [Key(self.epoch, int(picture), int(draw)) for picture, draw in mine]
+
+    def _batches(self, samples: int) -> int:
+        return samples // self.batch if self._drop_last else -(-samples // self.batch)
 
     def _order(self) -> np.ndarray:
         """(picture, draw) of each sample of the epoch, [length, 2].
 
         With repeated augmentation an epoch has as many samples as without, of fewer pictures.
         """
-        order = np.arange(self._length)
+        order = np.arange(self.samples)
         if self._shuffle:
-            order = np.random.default_rng([_ORDER, self._seed, self.epoch]).permutation(self._length)
-        draws = np.tile(np.arange(self._repeats), self._length)
-        return np.stack([np.repeat(order, self._repeats), draws], axis=1)[: self._length]
+            order = np.random.default_rng([_ORDER, self._seed, self.epoch]).permutation(self.samples)
+        draws = np.tile(np.arange(self._repeats), self.samples)
+        return np.stack([np.repeat(order, self._repeats), draws], axis=1)[: self.samples]

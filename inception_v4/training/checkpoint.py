@@ -19,9 +19,9 @@ from inception_v4.files import atomic_write
 if TYPE_CHECKING:
     from inception_v4.distributed import World
 
-CHECKPOINT_VERSION = 2
-"""1 had other random numbers for dropout and mixing; all else is the same."""
-_READABLE = (1, CHECKPOINT_VERSION)
+CHECKPOINT_VERSION = 3
+"""2 counted the steps of an epoch, 3 counts its samples; 1 also had other random numbers for dropout and mixing."""
+_READABLE = (1, 2, CHECKPOINT_VERSION)
 _NAME = re.compile(r"step-(\d+)\.pt")
 
 

@@ -12,7 +12,7 @@ from inception_v4.distributed import World
 from inception_v4.files import atomic_write
 from inception_v4.settings.recipes import to_yaml
 from inception_v4.settings.schema import Config, Run
-from inception_v4.training.checkpoint import CHECKPOINT_VERSION, find_resume, save_checkpoint
+from inception_v4.training.checkpoint import find_resume, save_checkpoint
 from inception_v4.training.curves import draw_curves
 from inception_v4.training.job import Job, capture, weights_info
 from inception_v4.training.runlog import SilentLog
@@ -78,6 +78,6 @@ def earlier_state(resume: str | None, folder: RunFolder, world: World) -> dict[s
         return None
     warn = say if world.is_main else SilentLog().say
     state = find_resume(resume, folder.checkpoints, world=world, warn=warn)
-    if state is not None and state["version"] != CHECKPOINT_VERSION:
+    if state is not None and state["version"] < 2:
         warn("the checkpoint is an earlier version's: dropout and mixing go on with other random numbers")
     return state

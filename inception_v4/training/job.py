@@ -8,7 +8,7 @@ from typing import Any
 from inception_v4.distributed import World, average_buffers
 from inception_v4.inference.evaluate import Evaluation
 from inception_v4.training.checkpoint import CheckpointError
-from inception_v4.training.schedule import Steps
+from inception_v4.training.schedule import Course
 from inception_v4.training.step import Learner
 from inception_v4.weights import WeightsInfo
 
@@ -20,14 +20,12 @@ class Job:
     Attributes:
         learner: what an optimizer step reads or changes.
         info: how the weights are used, and where they come from.
-        steps: how long the run is.
         best: figures of the best validation so far; empty before the first.
         skipped: messages about unreadable pictures that this process met.
     """
 
     learner: Learner
     info: WeightsInfo
-    steps: Steps
     best: dict[str, Any] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
 
@@ -35,10 +33,11 @@ class Job:
 def capture(job: Job, settings: str) -> dict[str, Any]:
     """The whole training state as tensors and plain values, with the run's `settings` as YAML."""
     learner = job.learner
+    course = learner.course
     average = learner.ema.module
     return {
         "step": learner.step,
-        "steps_per_epoch": job.steps.per_epoch,
+        "position": {"epoch": course.epoch, "done": course.done, "samples": course.samples},
         "model": learner.model.state_dict(),
         "ema": average.state_dict() if average is not None else None,
         "ema_updates": learner.ema.updates,
@@ -54,14 +53,10 @@ def restore(job: Job, state: dict[str, Any]) -> None:
     """Continue from `capture`'s state. Random numbers need none: they are functions of seed and step.
 
     Raises:
-        CheckpointError: the state is of a run with other steps, parameter groups or averages.
+        CheckpointError: the state is of a run with other data, parameter groups or averages.
     """
     learner = job.learner
-    if state["steps_per_epoch"] != job.steps.per_epoch:
-        raise CheckpointError(
-            f"the checkpoint has {state['steps_per_epoch']} steps per epoch, this run {job.steps.per_epoch}: resume "
-            "with the same data, batch_size x processes, accum_steps and num_samples"
-        )
+    epoch, done = position_of(state, learner.course)
     names = [g.get("param_names") for g in learner.optimizer.param_groups]
     if names != [g.get("param_names") for g in state["optimizer"]["param_groups"]]:
         raise CheckpointError(
@@ -75,15 +70,44 @@ def restore(job: Job, state: dict[str, Any]) -> None:
             raise CheckpointError("the checkpoint has no averaged weights: resume without --ema")
         learner.ema.module.load_state_dict(state["ema"])
         learner.ema.updates = state["ema_updates"]
-    learner.step, job.best = state["step"], state["best"]
+    learner.course.epoch, learner.course.done, learner.course.step = epoch, done, state["step"]
+    job.best = state["best"]
+
+
+def position_of(state: dict[str, Any], course: Course) -> tuple[int, int]:
+    """Epochs done and samples of the next one, of a checkpoint's `state`, for a run whose epochs are `course`'s.
+
+    Formats 1 and 2 counted steps, not samples: the end of an epoch is the same for all batches, and within one the
+    steps have to be as long as they were.
+
+    Raises:
+        CheckpointError: there is no such position in this run's epochs.
+    """
+    if "position" in state:
+        position = state["position"]
+        if position["samples"] != course.samples:
+            raise CheckpointError(
+                f"the checkpoint's epochs have {position['samples']} samples, this run's {course.samples}: resume with "
+                "the same data, val_fraction and num_samples"
+            )
+        return position["epoch"], position["done"]
+    epoch, steps = divmod(state["step"], state["steps_per_epoch"])
+    if steps and state["steps_per_epoch"] != course.per_epoch:
+        raise CheckpointError(
+            f"the checkpoint, of format {state['version']}, is {steps} of {state['steps_per_epoch']} steps into an "
+            f"epoch, which has {course.per_epoch} here: resume with the same data, batch_size x processes and "
+            "accum_steps, or from the end of an epoch"
+        )
+    return epoch, steps * course.batch * course.accum_steps
 
 
 def require_steps(job: Job) -> None:
     """A run that was finished may be started again; one that would end without any result may not."""
-    if job.learner.step >= job.steps.total and not job.best:
+    course = job.learner.course
+    if course.finished and not job.best:
         raise ValueError(
-            f"nothing to train: the run starts at step {job.learner.step} (start_epoch, or the checkpoint) and ends "
-            f"at step {job.steps.total} (epochs, max_steps): raise epochs or max_steps"
+            f"nothing to train: the run starts at step {course.step} (start_epoch, or the checkpoint) and ends "
+            f"at step {course.total} (epochs, max_steps): raise epochs or max_steps"
         )
 
 

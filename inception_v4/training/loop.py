@@ -63,16 +63,19 @@ class Loop:
 
     def run_epochs(self) -> None:
         """Train, validate and save until the planned number of steps is done."""
-        learner, steps = self.job.learner, self.job.steps
-        while learner.step < steps.total:
-            epoch, position = divmod(learner.step, steps.per_epoch)
-            self.speed.resume()
-            batches = self.loader.epoch(epoch, start=position * learner.accum_steps)
-            train_one_epoch(learner, self._note_skipped(batches), epoch=epoch, after_step=self._after_step)
-            self._log_training()
-            self.speed.pause()
-            finished = learner.step >= steps.total
-            if learner.step % steps.per_epoch == 0 or finished:
+        learner, course = self.job.learner, self.job.learner.course
+        while not course.finished:
+            epoch = course.epoch
+            if course.rest:
+                self.speed.resume()
+                batches = self.loader.epoch(epoch, start=course.done)
+                train_one_epoch(learner, self._note_skipped(batches), epoch=epoch, after_step=self._after_step)
+                self._log_training()
+                self.speed.pause()
+            else:
+                course.end_epoch()
+            finished = course.finished
+            if course.done == 0 or finished:
                 # Statistics are averaged even where no validation follows: all processes go on from one network.
                 share_statistics(self.job, self.world)
                 if finished or is_validated(self.run, epoch):
@@ -107,35 +110,36 @@ class Loop:
 
     def _after_step(self, loss: Tensor, images: int) -> bool:
         """Bookkeeping of one step; True stops the epoch because the run is over."""
-        step, steps = self.job.learner.step, self.job.steps
+        course = self.job.learner.course
+        step = course.step
         self._loss = loss if self._loss is None else self._loss + loss
         self._steps += 1
         self.speed.update(images)
         self.profiler.step()
         if step % self.run.log_interval == 0 or step == 1:
             self._log_training()
-        if self.run.ckpt_steps and step % self.run.ckpt_steps == 0 and step % steps.per_epoch:
+        if self.run.ckpt_steps and step % self.run.ckpt_steps == 0 and course.done:
             self._save()
             self.speed.resume()
-        within = step % steps.per_epoch != 0 and step < steps.total
+        within = course.done != 0 and not course.finished
         if within and (self.world.size == 1 or step % SIGNAL_CHECK_STEPS == 0):
             self._stop_if_asked()
-        return step >= steps.total
+        return course.finished
 
     def _log_training(self) -> None:
         if not self._steps or self._loss is None:
             return
         mean = float(self.world.sum(self._loss.cpu().double() / self._steps)) / self.world.size
         self._loss, self._steps = None, 0
-        learner, per_epoch = self.job.learner, self.job.steps.per_epoch
+        learner, course = self.job.learner, self.job.learner.course
         require_finite(mean, learner.model, step=learner.step)
         self.log.train(
             {
-                "epoch": (learner.step - 1) // per_epoch,
+                "epoch": course.epoch if course.done else course.epoch - 1,
                 "step": learner.step,
-                "progress": learner.step / per_epoch,
+                "progress": course.moment / course.per_epoch,
                 "loss": mean,
-                "lr": learner.rate(learner.step - 1),
+                "lr": learner.lr,
                 "images_per_second": self._images_per_second(),
                 "skipped_steps": learner.scaler.skipped(),
             }

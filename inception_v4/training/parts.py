@@ -42,10 +42,10 @@ def head_size(data: Data, source: Source) -> int:
     return asked or found
 
 
-def check_batches(source: Source, data: Data, *, image_size: int, training: Training, world: World) -> None:
-    """Raises ValueError where an epoch has a batch too small for BatchNorm."""
+def check_batches(pictures: int, data: Data, *, image_size: int, training: Training, world: World) -> None:
+    """Raises ValueError where the `pictures` of an epoch, or of its rest, make a batch too small for BatchNorm."""
     if not training.sync_bn or world.size == 1:  # else statistics are over the pictures of all processes
-        check_smallest(len(source), data.batch_size, world.size, drop_last=data.drop_last, image_size=image_size)
+        check_smallest(pictures, data.batch_size, world.size, drop_last=data.drop_last, image_size=image_size)
 
 
 def start_network(

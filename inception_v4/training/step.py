@@ -20,7 +20,7 @@ from inception_v4.data.loader import on_device
 from inception_v4.data.mixing import MixAndErase
 from inception_v4.data.normalise import Normalise
 from inception_v4.training.optim import Ema, NoEma, clip_gradients, set_learning_rate
-from inception_v4.training.schedule import LearningRate
+from inception_v4.training.schedule import Course, LearningRate
 
 
 class DivergedError(RuntimeError):
@@ -40,12 +40,17 @@ class Learner:
     normalise: Normalise
     mix: MixAndErase
     precision: Precision
+    course: Course
     ema: Ema | NoEma = field(default_factory=NoEma)
-    accum_steps: int = 1
     clip_grad: float | None = None
     seed: int = 0
     rank: int = 0
-    step: int = 0  # optimizer steps done
+    lr: float = 0.0  # of the last step
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.course.step
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -77,7 +82,7 @@ def mix_seeds(*parts: int) -> int:
 def train_one_epoch(
     learner: Learner, batches: Iterable[Any], *, epoch: int, after_step: Callable[[Tensor, int], bool]
 ) -> bool:
-    """Optimizer steps over `batches`, `accum_steps` of them per step; a shorter last group is averaged rightly.
+    """Optimizer steps over `batches`, some of them per step; a shorter last group is averaged rightly.
 
     `after_step(loss, images)` gets the step's mean loss (on the device, not synchronised) and its number of images
     in this process; when it returns True the epoch ends early.
@@ -87,7 +92,7 @@ def train_one_epoch(
     """
     learner.compute.train()
     stream = on_device(batches, learner.precision.accelerator)
-    while group := list(islice(stream, learner.accum_steps)):
+    while group := list(islice(stream, learner.course.accum_steps)):
         loss = optimizer_step(learner, group, epoch=epoch)
         if after_step(loss, sum(len(batch.labels) for batch in group)):
             return False
@@ -99,7 +104,8 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
     accelerator = learner.precision.accelerator
     # Dropout and mixing of step s are a function of (seed, rank, s): a resumed run repeats them.
     accelerator.seed(mix_seeds(learner.seed, learner.rank, learner.step))
-    set_learning_rate(learner.optimizer, learner.rate(learner.step))
+    learner.lr = learner.rate(learner.course.moment)
+    set_learning_rate(learner.optimizer, learner.lr)
     images = sum(len(batch.labels) for batch in group)
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(group):
@@ -122,7 +128,7 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
     learner.scaler.update()
     learner.optimizer.zero_grad()  # to None, but for fused optimizers, which own the memory of the gradients
     learner.ema.update(learner.model)
-    learner.step += 1
+    learner.course.advance(len(group))
     return total
 
 

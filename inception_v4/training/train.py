@@ -31,7 +31,7 @@ from inception_v4.training.parts import (
     vendor_optimizer,
 )
 from inception_v4.training.runlog import RunLog
-from inception_v4.training.schedule import LearningRate, Steps
+from inception_v4.training.schedule import Course, LearningRate
 from inception_v4.training.step import Learner, make_criterion
 from inception_v4.weights import WeightsInfo
 
@@ -78,9 +78,10 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
     )  # fmt: skip
     normalise = Normalise(augmentation, accelerator.memory_format(training.channels_last))
     mix = MixAndErase(augmentation, num_classes=classes)
-    steps = Steps.of(config.schedule, loader.steps_per_epoch, opt.accum_steps)
-    if steps.total * opt.accum_steps >= loader.steps_per_epoch:  # else the run is over before an epoch's last batch
-        check_batches(source, config.data, image_size=augmentation.image_size, training=training, world=world)
+    course = Course(
+        loader.samples, loader.global_batch, opt.accum_steps, config.data.drop_last,
+        epochs=config.schedule.epochs, max_steps=config.schedule.max_steps, epoch=config.schedule.start_epoch,
+    )  # fmt: skip
     network = place(start.model, training, accelerator, world)
     compute = callable_form(network, training, accelerator, world)
     amp_dtype = accelerator.amp_dtype(training.amp)
@@ -90,22 +91,23 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
         compute=compute,
         optimizer=build_optimizer(network, opt, lr, fused=vendor_optimizer(opt, training, accelerator)),
         scaler=accelerator.grad_scaler(amp_dtype, training.loss_scale, fused_optimizer=training.fused_optimizer),
-        rate=LearningRate.from_settings(config.schedule, lr, steps, base=opt.lr),
+        rate=LearningRate.from_settings(config.schedule, lr, course.per_epoch, base=opt.lr),
         criterion=make_criterion(training.loss, training.label_smoothing),
         normalise=normalise,
         mix=mix,
         precision=Precision(accelerator, amp_dtype),
+        course=course,
         ema=average_of(network, opt),
-        accum_steps=opt.accum_steps,
         clip_grad=opt.clip_grad,
         seed=run.seed,
         rank=world.rank,
-        step=config.schedule.start_epoch * steps.per_epoch,
     )
-    job = Job(learner, _info(config, source, classes), steps)
+    job = Job(learner, _info(config, source, classes))
     if state is not None:
         restore(job, state)
     require_steps(job)
+    for pictures_left in course.tails():
+        check_batches(pictures_left, config.data, image_size=augmentation.image_size, training=training, world=world)
     precision = Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp))
     loop = Loop(job, run, world, loader, Validator(pictures, normalise, precision, world, batch_size), folder)
     _begin(loop, config, [*_introduction(loop, config, source, held_out), *start.messages, *_remarks(loop, config)])
@@ -132,7 +134,7 @@ def _begin(loop: Loop, config: Config, lines: list[str]) -> None:
     if loop.world.is_main:
         loop.folder.begin(config)
         loop.log = RunLog(
-            loop.folder.path, total_steps=loop.job.steps.total, tensorboard=config.run.tensorboard,
+            loop.folder.path, total_steps=loop.job.learner.course.total, tensorboard=config.run.tensorboard,
             resumed_at=loop.job.learner.step,
         )  # fmt: skip
     loop.world.barrier()
@@ -142,12 +144,12 @@ def _begin(loop: Loop, config: Config, lines: list[str]) -> None:
 
 def _introduction(loop: Loop, config: Config, source: Source, held_out: Source) -> list[str]:
     """What this run is, in lines for people."""
-    learner, steps, amp = loop.job.learner, loop.job.steps, config.training.amp
+    learner, course, amp = loop.job.learner, loop.job.learner.course, config.training.amp
     return [
         f"{config.run.recipe}: {len(source)} training and {len(held_out)} validation pictures, "
         f"{len(source.class_names)} classes, {config.augmentation.image_size} px",
         f"{learner.precision.accelerator.describe()} x {loop.world.size}, {'float32' if amp == 'off' else amp}, "
-        f"{loop.loader.global_batch * learner.accum_steps} images per step, {steps.per_epoch} steps per epoch, "
+        f"{course.batch * course.accum_steps} images per step, {course.per_epoch} steps per epoch, "
         f"{config.optimizer.opt} lr {learner.rate.lr:g}, {config.schedule.epochs} epochs -> {loop.folder.path}",
         *dict.fromkeys((*source.remarks, *held_out.remarks)),
     ]
@@ -155,15 +157,16 @@ def _introduction(loop: Loop, config: Config, source: Source, held_out: Source) 
 
 def _remarks(loop: Loop, config: Config) -> list[str]:
     """What may surprise."""
-    learner, steps, network, lines = loop.job.learner, loop.job.steps, config.network, []
+    learner, network, lines = loop.job.learner, config.network, []
+    steps = learner.course.total
     if config.training.compile:
         lines.append(learner.precision.accelerator.compile_notice("compile: the first step"))
     if config.run.resume and learner.step:
-        lines.append(f"resumed at step {learner.step} of {steps.total}")
+        lines.append(f"resumed at step {learner.step} of {steps}")
     momentum = network.bn_momentum
-    if momentum < 0.01 and steps.total * momentum < 3 and not (network.pretrained or network.ckpt_path):
+    if momentum < 0.01 and steps * momentum < 3 and not (network.pretrained or network.ckpt_path):
         lines.append(
-            f"bn_momentum {momentum:g} over {steps.total} steps leaves BatchNorm's statistics near their start: "
+            f"bn_momentum {momentum:g} over {steps} steps leaves BatchNorm's statistics near their start: "
             "validation will look random; use --bn-momentum 0.1 for a short run"
         )
     return lines

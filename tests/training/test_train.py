@@ -30,6 +30,7 @@ from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Augmentation
 from inception_v4.training.checkpoint import CheckpointError
 from inception_v4.training.loop import INTERRUPTED
+from inception_v4.training.schedule import Course
 from inception_v4.training.step import DivergedError, Learner, make_criterion, mix_seeds, optimizer_step
 from inception_v4.training.train import train
 
@@ -76,7 +77,8 @@ def test_an_earlier_versions_checkpoint_goes_on_and_says_what_differs(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = torch.load(finished_run / "checkpoints" / "step-00000008.pt", weights_only=True)
-    torch.save(state | {"version": 1}, tmp_path / "old.pt")
+    del state["position"]
+    torch.save(state | {"version": 1, "steps_per_epoch": 6}, tmp_path / "old.pt")
     train(tiny(tmp_path / "run", **LIVELY, resume=str(tmp_path / "old.pt")))
     assert "other random numbers" in capsys.readouterr().err
     assert final_state(tmp_path / "run")["step"] == final_state(finished_run)["step"]
@@ -150,8 +152,8 @@ def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
 
 def test_contradicting_resume_is_refused(finished_run: Path, tmp_path: Path) -> None:
     checkpoint = str(finished_run / "checkpoints" / "step-00000008.pt")
-    with pytest.raises(CheckpointError, match="steps per epoch"):
-        train(tiny(tmp_path / "a", **LIVELY, resume=checkpoint, batch_size=3))
+    with pytest.raises(CheckpointError, match="epochs have 24 samples, this run's 20"):
+        train(tiny(tmp_path / "a", **LIVELY, resume=checkpoint, num_samples=20))
     with pytest.raises(CheckpointError, match="parameter groups"):
         train(tiny(tmp_path / "b", **LIVELY, resume=checkpoint, weight_decay_filter="no_norm_bias"))
     with pytest.raises(ValueError, match="holds a run already"):
@@ -220,7 +222,7 @@ def test_accumulation_with_a_remainder_equals_one_big_batch() -> None:
         learner = Learner(
             model, model, torch.optim.SGD(model.parameters(), 0.1), accelerator.grad_scaler(None, "dynamic"),
             lambda step: 0.1, make_criterion("ce", 0.1), InDouble(how), MixAndErase(how, num_classes=3),
-            Precision(accelerator),
+            Precision(accelerator), Course(5, 5),
         )  # fmt: skip
         parts = zip(images.split(sizes), labels.split(sizes), torch.arange(5).split(sizes), strict=True)
         optimizer_step(learner, [Batch(*part) for part in parts], epoch=0)

@@ -17,6 +17,7 @@ ROOMS = (
     "cli",
     "timm_plugin",
     "__init__",
+    "pages",
     "benchmark",
     "export",
     "training",

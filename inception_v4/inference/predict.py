@@ -78,6 +78,8 @@ class Predictor:
 
     Attributes:
         decoding: whether EXIF's rotation is applied (default: what the weights say), and the limit of pixels.
+        model: what `network_input` makes to logits [B, K].
+        engine: what runs it, for people.
     """
 
     def __init__(
@@ -101,7 +103,8 @@ class Predictor:
         self.messages = [line for each in (network, *more) for line in each.messages]
         self.info, self.batch_size, self.preprocessing = network.info, it.pictures, it.preprocessing
         self.class_names = class_names_of(network.info) or tuple(str(i) for i in range(network.info.num_classes))
-        self._precision, self._model, self._prepare = it.precision, it.model, it.prepare
+        self._precision, self.model, self._prepare = it.precision, it.model, it.prepare
+        self.engine = " and ".join(dict.fromkeys(each.engine for each in (network, *more)))
         self._views, self._resize = views, eval_transform(self.preprocessing, views)
         self.decoding = Decoding(self.preprocessing.exif_rotation)
 
@@ -156,15 +159,25 @@ class Predictor:
 
     def probabilities(self, pictures: Sequence[str | os.PathLike[str] | Tensor]) -> Tensor:
         """Softmax outputs [B, K] of one batch, float32 on the host."""
-        decoded = [p if isinstance(p, Tensor) else read_picture(Path(p), self.decoding) for p in pictures]
-        images = torch.stack([self._resize(picture) for picture in decoded])
-        return self._outputs(images.to(self._precision.accelerator.device))
+        return self.crop_probabilities(torch.stack([self.crop(picture) for picture in pictures]))
+
+    def crop(self, picture: str | os.PathLike[str] | Tensor) -> Tensor:
+        """What the network sees of a picture, uint8 [C, S, S] on the host."""
+        return self._resize(picture if isinstance(picture, Tensor) else read_picture(Path(picture), self.decoding))
+
+    def crop_probabilities(self, crops: Tensor) -> Tensor:
+        """Softmax outputs [B, K] of one batch of crops [B, C, S, S], float32 on the host."""
+        return self._outputs(crops.to(self._precision.accelerator.device))
+
+    def network_input(self, crops: Tensor) -> Tensor:
+        """A batch of crops [B, C, S, S] as `model` takes it."""
+        return self._prepare(crops.to(self._precision.accelerator.device))
 
     @torch.inference_mode()
     def _outputs(self, images: Tensor) -> Tensor:
         images = self._prepare(images)
         with self._precision.autocast():
-            logits = self._model(images)
+            logits = self.model(images)
         return logits.float().softmax(dim=1).cpu()
 
     def _ranked(self, probabilities: Tensor, top_k: int) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
+from colours import COLOURS, colour_network
 from exported import folder, weights_file
 from photos import encoded
 from PIL import Image
@@ -28,39 +29,18 @@ from inception_v4.cli.main import run
 from inception_v4.data.loader import worker_count
 from inception_v4.data.pictures import CorruptImage
 from inception_v4.distributed import World
-from inception_v4.inference.network import Signature, export_description
 from inception_v4.inference.predict import Prediction, Predictor, UnreadPicture
 from inception_v4.inference.rows import TableRows
-from inception_v4.preprocessing import Preprocessing
-from inception_v4.weights import WeightsInfo
-from inception_v4.weights.record import METADATA_KEY
 
 __all__ = ["folder"]
 
-COLOURS = ("red", "green", "blue")
 HEADER = "picture,rank,class,description,probability,error"
 
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network whose logits are the mean red, green and blue."""
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    from onnx import TensorProto, helper
-
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 75, 75])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
-    nodes = [
-        helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
-        helper.make_node("Flatten", ["mean"], ["logits"]),
-    ]
-    graph = helper.make_graph(nodes, "colours", [image], [logits])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    info = WeightsInfo(3, COLOURS, Preprocessing(image_size=75), source="tests")
-    helper.set_model_props(model, {METADATA_KEY: export_description(info, Signature())})
-    path = tmp_path_factory.mktemp("colours") / "colours.onnx"
-    onnx.save(model, path)
-    return path
+    return colour_network(tmp_path_factory.mktemp("colours"))
 
 
 def fill(root: Path, count: int, *, broken: int = 0) -> list[Path]:

@@ -129,7 +129,7 @@ class EvalLoader:
     """Every picture once, in order: this process gets pictures rank, rank + size, ...; no padding.
 
     Unreadable pictures are left out; their messages are in `Batch.skipped` (of an empty batch where none of its
-    pictures can be read) and in `skipped`.
+    pictures can be read) and in `skipped`. `source` is where they come from.
     """
 
     def __init__(
@@ -144,6 +144,7 @@ class EvalLoader:
         pin_memory: bool = False,
         views: Views = ONE,
     ) -> None:
+        self.source = source
         self.skipped: list[str] = []
         mine = range(world.rank, len(source), world.size)
         batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]

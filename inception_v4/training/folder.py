@@ -7,16 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from inception_v4.console import say
+from inception_v4.data.sources import Source
 from inception_v4.distributed import World
-from inception_v4.files import atomic_write
+from inception_v4.files import atomic_write, sha256_of
+from inception_v4.inference.evaluate import Evaluation
+from inception_v4.inference.predictions import PREDICTIONS, write_predictions
 from inception_v4.settings.recipes import to_yaml
 from inception_v4.settings.schema import Config, Run
 from inception_v4.training.checkpoint import find_resume, save_checkpoint
 from inception_v4.training.curves import draw_curves
 from inception_v4.training.job import Job, capture, weights_info
 from inception_v4.training.runlog import SilentLog
-from inception_v4.weights import save_weights
+from inception_v4.weights import WeightsInfo, save_weights
 
 
 @dataclass
@@ -53,6 +58,13 @@ class RunFolder:
         save_checkpoint(self.checkpoints, job.learner.step, capture(job, self.settings), keep=self.keep)
         model = job.learner.ema.module or job.learner.model
         save_weights(model, self.path / "last.safetensors", weights_info(job))
+
+    def save_best(self, model: nn.Module, info: WeightsInfo, result: Evaluation, source: Source) -> None:
+        """Weights as best.safetensors, and what they say of each picture of `source` (`inference.predictions`)."""
+        save_weights(model, self.best, info)
+        write_predictions(
+            self.path / PREDICTIONS, result, source.name, classes=info.class_names, weights_sha256=sha256_of(self.best)
+        )
 
     @property
     def best(self) -> Path:

@@ -17,7 +17,6 @@ from inception_v4.training.parts import Validator
 from inception_v4.training.runlog import RunLog, SilentLog
 from inception_v4.training.step import require_finite, train_one_epoch
 from inception_v4.training.throughput import Throughput
-from inception_v4.weights import save_weights
 
 INTERRUPTED = 75
 """Exit code after SIGTERM or SIGINT: a checkpoint was written, `--resume auto` goes on (EX_TEMPFAIL)."""
@@ -165,7 +164,8 @@ class Loop:
         if result.top1 > job.best.get("top1", -1.0):
             job.best = {**result.record(), "epoch": epoch, "averaged": bool(prefix)}
             if self.world.is_main:
-                save_weights(job.learner.networks[prefix], self.folder.best, weights_info(job, result))
+                info, source = weights_info(job, result), self.validator.loader.source
+                self.folder.save_best(job.learner.networks[prefix], info, result, source)
         job.skipped |= set(result.skipped)
 
     def _save(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import re
 import threading
@@ -12,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from inception_v4.files import sha256_of
 from inception_v4.weights.record import WeightsError
 
 PRETRAINED = "pretrained"
@@ -116,20 +116,11 @@ def _check_hash(path: Path) -> None:
     match = _HASH_IN_NAME.search(path.stem)
     if match is None or path.suffix not in (".pth", ".pt", ".bin", ".safetensors"):
         return
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _sha256(file)
-    if not actual.hexdigest().startswith(match[1]):
+    if not (actual := sha256_of(path)).startswith(match[1]):
         raise WeightsError(
-            f"{path} has SHA-256 {actual.hexdigest()[:8]}..., its name says {match[1]}: the file is damaged or "
+            f"{path} has SHA-256 {actual[:8]}..., its name says {match[1]}: the file is damaged or "
             "another one; download it again, or rename it"
         )
-
-
-def _sha256(file: Any) -> Any:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
 
 
 def _read_beside(path: Path) -> dict[str, Any] | None:

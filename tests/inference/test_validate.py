@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from running import ROOT, environment, tiny
 from inception_v4.cli.main import run
 from inception_v4.data.sources import ArraySource
 from inception_v4.inference.data_record import KEY, record, validation_data
+from inception_v4.inference.predictions import PREDICTIONS, read_predictions
 from inception_v4.inference.validate import match_labels
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
@@ -75,6 +77,13 @@ def test_a_runs_weights_know_the_pictures_that_they_were_validated_on(
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
         assert "shapes, as recorded with the weights" in err
     assert str(tmp_path) not in json.dumps(read_weights(moved).info.to_dict()), "no path of this machine"
+    kept = read_predictions(folder / PREDICTIONS)
+    assert kept.weights_sha256 == hashlib.sha256(moved.read_bytes()).hexdigest() and len(kept.classes or ()) == 3
+    right = [picture.top[0][0] == picture.label for picture in kept.pictures]
+    assert len(right) == 7 and kept.top1 == expected["top1"] == pytest.approx(100 * sum(right) / 7)
+    assert all(Path(picture.path).is_file() for picture in kept.pictures), "the pictures can be looked at"
+    for picture in kept.pictures:
+        assert picture.prob_label == pytest.approx(dict(picture.top)[picture.label], rel=1e-4, abs=1e-30)
 
 
 @pytest.fixture

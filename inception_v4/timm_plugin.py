@@ -93,7 +93,8 @@ class JoinedInceptionV4(InceptionV4):
 
     def train(self, mode: bool = True) -> JoinedInceptionV4:
         self._joined = None
-        return super().train(mode)
+        super().train(mode)
+        return self
 
     def _apply(self, *args: Any, **options: Any) -> JoinedInceptionV4:
         self._joined = None  # `to` and the like exchange what a tensor holds without counting it as a change

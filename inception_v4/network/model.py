@@ -6,6 +6,7 @@ Inception-C blocks, then a global pool and one linear layer. Sizes in comments a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -92,6 +93,7 @@ class InceptionV4(nn.Module):
         self.drop_rate = drop_rate
         self.init = init
         self.grad_checkpointing = False
+        self.frozen_blocks = 0
         self.feature_info = [
             {"num_chs": channels, "reduction": reduction, "module": f"features.{index}"}
             for index, channels, reduction in _LEVELS
@@ -147,6 +149,29 @@ class InceptionV4(nn.Module):
         """Keeps the inputs of some blocks for the backward pass and computes the rest again: less memory, more time."""
         self.grad_checkpointing = enable
 
+    def freeze(self, blocks: int) -> None:
+        """Stops the first `blocks` of `features` from learning, and lets everything behind them learn.
+
+        Frozen blocks take no gradients and are in evaluation mode, also after `train()`: BatchNorm uses its running
+        statistics and leaves them as they are. Nothing of them is kept for a backward pass.
+
+        Raises:
+            ValueError: more blocks than `features` has.
+        """
+        if not 0 <= blocks <= len(self.features):
+            raise ValueError(f"freeze {blocks}: the network has {len(self.features)} blocks before its classifier")
+        self.frozen_blocks = blocks
+        for index, block in enumerate(self.features):
+            block.requires_grad_(index >= blocks)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> InceptionV4:
+        """As `torch.nn.Module.train`, for the blocks that are not frozen."""
+        super().train(mode)
+        for block in list(self.features)[: self.frozen_blocks]:
+            block.eval()
+        return self
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to the last feature map [B, 1536, h, w] (8x8 for 299x299)."""
         if not torch.jit.is_scripting():  # TorchScript has no module constants and no checkpointing
@@ -157,7 +182,10 @@ class InceptionV4(nn.Module):
 
     def _frugal_features(self, x: Tensor) -> Tensor:
         blocks = list(self.features)
-        for start, end in zip(_KEPT, (*_KEPT[1:], len(blocks)), strict=True):
+        for block in blocks[: self.frozen_blocks]:  # nothing of these is kept, so nothing is computed again
+            x = block(x)
+        bounds = sorted({self.frozen_blocks, *(k for k in _KEPT if k > self.frozen_blocks), len(blocks)})
+        for start, end in itertools.pairwise(bounds):
             x = checkpointed(blocks[start:end], x)
         return x
 

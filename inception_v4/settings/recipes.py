@@ -245,6 +245,10 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"scheduler {plan.scheduler} rises by itself, step by step: set warmup_epochs 0, no stairs")
     if plan.start_epoch >= plan.epochs:
         raise ConfigError(f"start_epoch {plan.start_epoch} is not below epochs {plan.epochs}: epochs count from 0")
+    if opt.unfreeze_at and config.training.fused_optimizer:
+        raise ConfigError(
+            "unfreeze_at with fused_optimizer: its memory is laid out for the parameters of the first step"
+        )
     if plan.scheduler == "multi_step" and not plan.milestones:
         raise ConfigError("scheduler multi_step needs milestones, for example --milestones 30,60,90")
     if data.dataset_download and data.dataset not in ("cifar10", "cifar100"):

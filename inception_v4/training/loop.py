@@ -12,6 +12,7 @@ from inception_v4.data.loader import TrainLoader
 from inception_v4.distributed import World
 from inception_v4.settings.schema import Run
 from inception_v4.training.folder import RunFolder
+from inception_v4.training.freezing import AllLearn, Frozen
 from inception_v4.training.job import Job, share_statistics, weights_info
 from inception_v4.training.parts import Validator
 from inception_v4.training.runlog import RunLog, SilentLog
@@ -44,6 +45,7 @@ class Loop:
     Attributes:
         run: how often to log, validate and save.
         loader, validator: training batches, and figures of a network.
+        layers: which of them learn.
         stopping: signals that asked for a stop.
     """
 
@@ -53,6 +55,7 @@ class Loop:
     loader: TrainLoader
     validator: Validator
     folder: RunFolder
+    layers: Frozen | AllLearn = field(default_factory=AllLearn)
     log: RunLog | SilentLog = field(default_factory=SilentLog)
     stopping: list[int] = field(default_factory=list)
     profiler: Any = field(default_factory=NoProfiler)
@@ -65,6 +68,8 @@ class Loop:
         learner, course = self.job.learner, self.job.learner.course
         while not course.finished:
             epoch = course.epoch
+            if line := self.layers.begin_epoch(learner, epoch):
+                self.log.say(line)
             if course.rest:
                 self.speed.resume()
                 batches = self.loader.epoch(epoch, start=course.done)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from inception_v4.settings.schema import OPTIMIZER_NUMBERS
 from inception_v4.settings.schema import Optimizer as OptimizerSettings
+from inception_v4.training.layers import rate_scale
 
 
 class RMSpropTF(torch.optim.Optimizer):
@@ -80,14 +81,20 @@ OWN = {"rmsprop": "rmsproptf", "tfrmsprop": "rmsproptf", "rmsprop_tf": "rmspropt
 
 
 def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
-    """Groups with their decay and, for checkpoints and converters, the names of their parameters in order."""
-    groups: dict[float, dict[str, Any]] = {}
+    """Groups with their decay, where asked for their `lr_scale`, and the names of their parameters in order.
+
+    Parameters that never learn are in none. Those that learn from an epoch on are: without gradients an optimizer
+    passes them over, and the groups of a checkpoint are the same before and after.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and settings.unfreeze_at is None:
             continue
         exempt = settings.weight_decay_filter == "no_norm_bias" and parameter.ndim <= 1
         decay = 0.0 if exempt else settings.weight_decay
-        group = groups.setdefault(decay, {"params": [], "param_names": [], "weight_decay": decay})
+        scale = rate_scale(name, layer_decay=settings.layer_decay, head=settings.head_lr_scale)
+        new: dict[str, Any] = {"params": [], "param_names": [], "weight_decay": decay}
+        group = groups.setdefault((decay, scale), new if scale == 1 else new | {"lr_scale": scale})
         group["params"].append(parameter)
         group["param_names"].append(name)
     return list(groups.values())

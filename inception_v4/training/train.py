@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from inception_v4.accelerator import Accelerator, select
@@ -18,6 +19,7 @@ from inception_v4.distributed import World, session
 from inception_v4.inference.data_record import KEY, record
 from inception_v4.settings.schema import Config
 from inception_v4.training.folder import earlier_state, unused_folder
+from inception_v4.training.freezing import freeze_layers
 from inception_v4.training.job import Job, require_steps, restore
 from inception_v4.training.loop import Loop, NoProfiler
 from inception_v4.training.optim import average_of, build_optimizer
@@ -83,12 +85,13 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
         epochs=config.schedule.epochs, max_steps=config.schedule.max_steps, epoch=config.schedule.start_epoch,
     )  # fmt: skip
     network = place(start.model, training, accelerator, world)
-    compute = callable_form(network, training, accelerator, world)
+    callable_of = partial(callable_form, training=training, accelerator=accelerator, world=world)
+    layers = freeze_layers(network, opt, callable_of)
     amp_dtype = accelerator.amp_dtype(training.amp)
     lr = opt.peak_lr(loader.global_batch)
     learner = Learner(
         model=network,
-        compute=compute,
+        compute=callable_of(network),
         optimizer=build_optimizer(network, opt, lr, fused=vendor_optimizer(opt, training, accelerator)),
         scaler=accelerator.grad_scaler(amp_dtype, training.loss_scale, fused_optimizer=training.fused_optimizer),
         rate=LearningRate.from_settings(config.schedule, lr, course.per_epoch, base=opt.lr),
@@ -109,7 +112,8 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
     for pictures_left in course.tails():
         check_batches(pictures_left, config.data, image_size=augmentation.image_size, training=training, world=world)
     precision = Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp))
-    loop = Loop(job, run, world, loader, Validator(pictures, normalise, precision, world, batch_size), folder)
+    validator = Validator(pictures, normalise, precision, world, batch_size)
+    loop = Loop(job, run, world, loader, validator, folder, layers)
     _begin(loop, config, [*_introduction(loop, config, source, held_out), *start.messages, *_remarks(loop, config)])
     return loop
 
@@ -169,6 +173,9 @@ def _remarks(loop: Loop, config: Config) -> list[str]:
             f"bn_momentum {momentum:g} over {steps} steps leaves BatchNorm's statistics near their start: "
             "validation will look random; use --bn-momentum 0.1 for a short run"
         )
+    if frozen := getattr(learner.model, "frozen_blocks", 0):
+        learning = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
+        lines.append(f"the first {frozen} blocks are frozen: {learning:,} parameters learn")
     return lines
 
 

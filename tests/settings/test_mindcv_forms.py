@@ -47,7 +47,8 @@ REAL = {
     "momentum": ("momentum", "8e-1"), "weight_decay": ("weight_decay", "5e-5"), "eps": ("opt_eps", "1e-3"),
     "lr": ("lr", "5e-4"), "min_lr": ("min_lr", "1e-5"), "warmup_factor": ("warmup_lr", "1e-2"),
     "decay_rate": ("decay_rate", "7e-1"), "cycle_decay": ("cycle_decay", "5e-1"),
-    "label_smoothing": ("label_smoothing", "1e-1"), "loss_scale": ("loss_scale", "1024e0"),
+    "label_smoothing": ("label_smoothing", "1e-1"), "layer_decay": ("layer_decay", "7e-1"),
+    "loss_scale": ("loss_scale", "1024e0"),
 }  # fmt: skip
 LISTS: dict[str, tuple[str, list[str], tuple[float, ...]]] = {
     "scale": ("scale", ["35e-2", "1.0"], (0.35, 1.0)), "ratio": ("ratio", ["0.75", "1.333"], (0.75, 1.333)),
@@ -153,7 +154,7 @@ def test_words_and_none(name: str, tmp_path: Path) -> None:
     assert {word: read(tmp_path, **{name: word})[0][setting] for word in words} == words
 
 
-@pytest.mark.parametrize("name", ["drop_path_rate", "layer_decay", "amp_cast_list", "aug_splits", "reduction"])
+@pytest.mark.parametrize("name", ["drop_path_rate", "amp_cast_list", "aug_splits", "reduction"])
 def test_none_of_what_is_refused_is_no_news(name: str, tmp_path: Path) -> None:
     usual = read(tmp_path)
     for form in NONE:
@@ -182,7 +183,7 @@ def test_other_values_are_refused_in_one_line(name: str, tmp_path: Path) -> None
 def test_every_argument_has_its_forms() -> None:
     text = {"data_dir", "train_split", "val_split", "model", "ckpt_save_dir"}
     without_effect = {"mode", "aux_factor", "multi_data_url", "data_url", "ckpt_url", "train_url"}
-    refused = {"aug_splits", "drop_path_rate", "layer_decay", "reduction", "amp_cast_list", "resume_opt",
+    refused = {"aug_splits", "drop_path_rate", "reduction", "amp_cast_list", "resume_opt",
                "enable_modelarts"}  # fmt: skip
     tested = {*SWITCHES, *QUIET_SWITCHES, *WHOLE, *REAL, *LISTS, *WORDS}
     assert tested | text | without_effect | refused == DIALECTS["mindcv"].rules.keys()

@@ -30,7 +30,6 @@ from inception_v4.settings.dialects.shared import (
     CIFAR,
     DATASETS,
     IMAGENET,
-    NO_LAYER_RATES,
     NO_PATHS,
     NO_SPLITS,
     SENT_AHEAD,
@@ -152,6 +151,7 @@ RULES: dict[str, Rule] = {
     "use_nesterov": Together("`opt` nesterov, where opt is sgd or momentum"),
     "weight_decay_filter": SHARED["weight_decay_filter"],
     "eps": Together("`opt_eps` for rmsprop; MindCV uses it for no other"),
+    "layer_decay": Same("by timm's layers of this network", quiet=(None,)),
     # learning rate
     "scheduler": SHARED["scheduler"],
     "lr": Same(),
@@ -182,7 +182,6 @@ REFUSED = {
     "drop_path_rate": f"{NO_PATHS}; leave it out",
     "resume_opt": "MindCV's optimizer state cannot be continued; leave it out to start from the weights of ckpt_path "
     "(runs of this project go on with --resume auto)",
-    "layer_decay": f"{NO_LAYER_RATES}; leave it out",
     "reduction": "the loss is the mean over the batch",
     "amp_cast_list": "a Python expression; autocast chooses the types. Leave it out",
     "enable_modelarts": "mount or copy the bucket and give data_dir and output_dir",
@@ -203,7 +202,7 @@ IGNORED = {
 }
 
 QUIET: dict[str, tuple[Any, ...]] = {
-    "mode": (), "layer_decay": (None,), "reduction": ("mean", None), "drop_overflow_update": (True,),
+    "mode": (), "reduction": ("mean", None), "drop_overflow_update": (True,),
 }  # fmt: skip
 """Values that ask for nothing, where 0 and false do not."""
 

@@ -41,7 +41,6 @@ SCHEDULERS = {
 }  # fmt: skip
 NO_PATHS = "Inception-v4 has no residual paths to drop"
 NO_SPLITS = "batches split for the Jensen-Shannon loss are not offered"
-NO_LAYER_RATES = "one learning rate per layer is not offered"
 SENT_AHEAD = "batches always go to the device ahead of time"
 """Reasons that several projects share."""
 

@@ -23,7 +23,7 @@ from inception_v4.settings.dialects.rules import (
     plain,
     shown,
 )
-from inception_v4.settings.dialects.shared import DATASETS, NO_LAYER_RATES, NO_PATHS, NO_SPLITS, SHARED, momentum_unused
+from inception_v4.settings.dialects.shared import DATASETS, NO_PATHS, NO_SPLITS, SHARED, momentum_unused
 
 BY_EPOCH = "timm changes it once per epoch (here: lr_epoch_stair) and starts its cosine at epoch 0, during the warm-up"
 
@@ -108,6 +108,7 @@ RULES: dict[str, Rule] = {
     "momentum": Same(),
     "weight_decay": Same(),
     "clip_grad": SHARED["clip_grad"],
+    "layer_decay": Same(),
     # learning rate
     "sched": Valued("scheduler", {
         "cosine": Word("cosine", BY_EPOCH), "step": "step", "multistep": "multi_step", "none": "constant",
@@ -186,7 +187,6 @@ REFUSED = {
     "device_modules": "devices are found by themselves",
     "opt_betas": "momentum is the first beta, opt_beta2 the second",
     "clip_mode": "gradients are clipped by their norm",
-    "layer_decay": NO_LAYER_RATES,
     "lr_cycle_mul": "cycles have one length",
     "epoch_repeats": "give epochs",
     "cooldown_epochs": "add them to epochs and give decay_epochs",
@@ -197,6 +197,8 @@ REFUSED = {
     "resplit": "goes with aug_splits",
     "mixup_switch_prob": "half and half",
     "mixup_mode": "one draw per batch",
+    "layer_decay_min_scale": "the rate falls with every layer",
+    "layer_decay_no_opt_scale": "give freeze",
     "eval_metric": "the best weights are those with the best top-1",
     "naflex_loader": "for vision transformers",
 }  # fmt: skip
@@ -206,7 +208,6 @@ IGNORED = {
                     "pinned memory, persistent workers and prefetching are always on where they help"),
     **dict.fromkeys(("log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id"),
                     "metrics go to metrics.jsonl and TensorBoard"),
-    **dict.fromkeys(("layer_decay_min_scale", "layer_decay_no_opt_scale"), "goes with layer_decay"),
     **dict.fromkeys(("lr_noise_pct", "lr_noise_std"), "goes with lr_noise"),
     "input_img_mode": "pictures are read as RGB, or as grey for 1 channel",
     "fast_norm": "for layer norms, which this network has not",
@@ -226,7 +227,7 @@ QUIET: dict[str, tuple[Any, ...]] = {
     "train_crop_mode": (None, "rrc"), "mixup_mode": ("batch",), "eval_metric": ("top1",), "recount": (1,),
     "mixup_switch_prob": (0.5,), "lr_cycle_mul": (1,), "lr_k_decay": (1,), "lr_noise_pct": (0.67,),
     "lr_noise_std": (1,), "dist_bn": ("reduce",), "warmup_prefix": (True,), "patience_epochs": (10,),
-    "worker_seeding": ("all",), "head_init_scale": (None,), "layer_decay": (None,),
+    "worker_seeding": ("all",), "head_init_scale": (None,),
     "color_jitter_prob": (None,), "bce_target_thresh": (None,), "bce_pos_weight": (None,),
 }  # fmt: skip
 """timm's own defaults, where 0 and false ask for something."""

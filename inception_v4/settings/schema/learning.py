@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from inception_v4.settings.schema.forms import Positive, Section, split_list
+
+BLOCKS = 22
+"""Entries of the network's `features`."""
+STAGES = {"stem": 6, "inception_a": 10, "reduction_a": 11, "inception_b": 18, "reduction_b": 19, "backbone": BLOCKS}
+"""Blocks up to the end of each part of the network, by the paper's names."""
+
+
+def _number_or_word(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
+
+
+def frozen_blocks(freeze: int | str) -> int:
+    """How many of the network's blocks a `freeze` means, from the input on."""
+    if isinstance(freeze, str):
+        place = re.fullmatch(r"features\.(\d+)", freeze)
+        blocks = int(place[1]) + 1 if place else STAGES.get(freeze, -1)
+    else:
+        blocks = freeze
+    if not 0 <= blocks <= BLOCKS:
+        raise ValueError(f"give 0 to {BLOCKS}, {', '.join(STAGES)} or features.0 to features.{BLOCKS - 1}")
+    return blocks
+
+
+def _known_blocks(freeze: int | str) -> int | str:
+    frozen_blocks(freeze)
+    return freeze
 
 
 class Optimizer(Section):
@@ -33,9 +60,25 @@ class Optimizer(Section):
     weight_decay_filter: Literal["all", "no_norm_bias"] = Field("all", description="parameters that decay")
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
     accum_steps: Positive = Field(1, description="batches per optimizer step")
+    freeze: Annotated[int | str, BeforeValidator(_number_or_word), AfterValidator(_known_blocks)] = Field(
+        0,
+        description="blocks that do not learn, counted from the input: a number, or up to the end of stem, "
+        "inception_a, reduction_a, inception_b, reduction_b, backbone (all but the classifier) or features.N",
+    )
+    unfreeze_at: Positive | None = Field(None, description="frozen blocks learn too after so many epochs")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="factor of lr per layer from the classifier towards the input, timm's layers"
+    )
+    head_lr_scale: Annotated[float, Field(gt=0)] = Field(1.0, description="factor of lr for the classifier")
     ema: bool = Field(False, description="keep a moving average of the weights, validated beside them")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.9999, description="decay of the average")
     ema_warmup: Annotated[int, Field(ge=0)] = Field(2000, description="steps scale of the decay's warm-up; 0: none")
+
+    @model_validator(mode="after")
+    def _frozen(self) -> Optimizer:
+        if self.unfreeze_at and not frozen_blocks(self.freeze):
+            raise ValueError(f"unfreeze_at {self.unfreeze_at} without frozen blocks: give freeze, or leave it out")
+        return self
 
     def peak_lr(self, global_batch: int) -> float:
         """The learning rate for steps of `accum_steps` batches of `global_batch` pictures over all processes."""

@@ -29,6 +29,10 @@ COMMANDS = {
         "Write the network for ONNX Runtime, OpenVINO, PyTorch, MindSpore or Ascend chips.",
     ),
     "convert": ("inception_v4.cli.convert", "Carry weights between PyTorch, timm, Cadene, MindCV and the ModelZoo."),
+    "average": (
+        "inception_v4.cli.average",
+        "The mean of several runs' or checkpoints' weights, plain or a greedy soup.",
+    ),
     "benchmark": ("inception_v4.cli.benchmark", "Time the network beside other programs', and the loader."),
     "env": ("inception_v4.cli.env", "Versions, devices and what works here."),
     "draw": ("inception_v4.cli.draw", "Draw a new picture of a shape, to try `predict` on."),

@@ -42,13 +42,17 @@ def with_dashes(word: str, known: set[str]) -> str:
     return f"--{word}" if equals and f"--{name.replace('_', '-')}" in known else word
 
 
-def settings(*sections: str) -> Callable[[Any], Any]:
-    """A flag for every setting of the sections (default: all), and hidden ones in other projects' spelling."""
+def settings(*sections: str, own: tuple[str, ...] = ()) -> Callable[[Any], Any]:
+    """A flag for every setting of the sections (default: all), and hidden ones in other projects' spelling.
+
+    Args:
+        own: flags that mean something else to the command.
+    """
 
     def decorate(function: Any) -> Any:
-        ours = leaf_fields()
+        ours = {name: row for name, row in leaf_fields().items() if name not in own}
         for name in sorted(FLAGS, reverse=True):
-            if name not in ours:
+            if name not in leaf_fields() and name not in own:
                 function = _option(name, FLAGS[name], hidden=True)(function)
         for name, (section, field) in reversed(ours.items()):
             visible = not sections or section in sections

@@ -21,7 +21,7 @@ from inception_v4.inference.factory import open_model
 from inception_v4.inference.sessions import RUNTIMES, ExportedFileError, Session
 from inception_v4.network.fusion import fuse
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.weights import WeightsError, WeightsInfo
+from inception_v4.weights import Weights, WeightsError, WeightsInfo
 
 TORCH = "torch"
 """The runtime of weights files."""
@@ -140,7 +140,7 @@ def accelerator_for(runtime: str, device: str) -> Accelerator:
 
 
 def open_network(
-    source: str,
+    source: str | Weights,
     accelerator: Accelerator,
     *,
     runtime: str,
@@ -151,7 +151,7 @@ def open_network(
     """A network from weights or from an exported file.
 
     Args:
-        source: for PyTorch what `open_model` takes; else a file.
+        source: for PyTorch what `open_model` takes; else the name of a file.
         accelerator: from `accelerator_for`.
         runtime: from `runtime_for`.
         device: as `--device`, for runtimes that choose by themselves.
@@ -163,6 +163,7 @@ def open_network(
         layout = accelerator.memory_format(channels_last)
         model = fuse(opened.model).to(accelerator.device).to(memory_format=layout)
         return OpenNetwork(model, opened.info, accelerator, accelerator.describe(), opened.messages, layout=layout)
+    assert isinstance(source, str)
     path = Path(source)
     if not path.is_file():
         raise FileNotFoundError(f"{source} does not exist: check the path")

@@ -1,0 +1,76 @@
+"""A greedy soup: weights are averaged as long as the validation pictures are named no worse.
+
+"Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference time"
+(Wortsman et al. 2022), recipe 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from inception_v4.accelerator import Accelerator
+from inception_v4.console import track
+from inception_v4.data.loader import EvalLoader
+from inception_v4.distributed import World
+from inception_v4.inference.ensemble import ready
+from inception_v4.inference.evaluate import Evaluation, evaluate
+from inception_v4.inference.network import TORCH, open_network
+from inception_v4.inference.validate import labelled_pictures
+from inception_v4.settings.schema import Config
+from inception_v4.weights import Weights
+from inception_v4.weights.average import WeightsSum
+
+Judge = Callable[[Weights], Evaluation]
+
+
+def judge_of(config: Config, source: str, weights: Weights, *, accelerator: Accelerator, world: World) -> Judge:
+    """Validates weights of one kind on the same pictures each time.
+
+    Args:
+        config: says which pictures, else the record of `weights` does.
+        source: what `weights` are called.
+    """
+    labelled = labelled_pictures(config, source, weights.info, world)
+    given = config.augmentation.given_preprocessing()
+    batch_size = config.data.val_batch_size or config.data.batch_size
+
+    def judge(weights: Weights) -> Evaluation:
+        network = open_network(weights, accelerator, runtime=TORCH)
+        it = ready([network], given, amp=config.training.val_amp or config.training.amp, batch_size=batch_size)
+        loader = EvalLoader(
+            labelled.pictures, it.preprocessing, batch_size=batch_size, workers=config.data.workers, world=world,
+            on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
+        )  # fmt: skip
+        batches = track(loader, "validating", len(loader)) if world.is_main else loader
+        return evaluate(
+            it.model, batches, prepare=it.prepare, precision=it.precision, world=world, batch_size=batch_size
+        )
+
+    return judge
+
+
+def greedy_soup(
+    sources: list[str], read: Callable[[str], Weights], judge: Judge, *, say: Callable[[str], None]
+) -> WeightsSum:
+    """The best of the weights, and of the others in the order of their top-1 those that do not lower it.
+
+    Args:
+        sources: two or more.
+        read: weights by their source; each is read up to three times, and at most two are in memory.
+        judge: figures of weights.
+        say: takes a line for people about each.
+    """
+    alone = {}
+    for source in sources:
+        alone[source] = judge(read(source)).top1
+        say(f"{Path(source).name}: top-1 {alone[source]:.2f} %")
+    first, *others = sorted(sources, key=lambda source: -alone[source])  # equals stay in the order given
+    soup, best = WeightsSum.of(read(first), first), alone[first]
+    for source in others:
+        larger = soup.plus(read(source), source)
+        top1 = judge(larger.mean()).top1
+        kept = top1 >= best
+        say(f"{len(larger.names)} with {Path(source).name}: top-1 {top1:.2f} %, {'kept' if kept else 'left out'}")
+        soup, best = (larger, top1) if kept else (soup, best)
+    return soup

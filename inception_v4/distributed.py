@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -96,6 +96,20 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def on_main(self, work: Callable[[], Any] | None) -> None:
+        """Do `work` in the main process while the others wait; an error of it is raised in every process."""
+        failure = None
+        if self.is_main and work is not None:
+            try:
+                work()
+            except Exception as error:
+                if self.size == 1:
+                    raise
+                failure = error
+        failure = self.share(failure)
+        if failure is not None:
+            raise failure
 
     def share(self, value: Any) -> Any:
         """The main process's picklable value, in every process."""

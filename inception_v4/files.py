@@ -1,9 +1,11 @@
-"""Files and folders that are either complete or absent, and the user's cache folder."""
+"""Files and folders that are either complete or absent, what a disk refuses, and the user's cache folder."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +13,49 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+
+REFUSALS = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
+"""What a disk that takes no more says."""
+
+_RUST_CODE = re.compile(r"\(os error (\d+)\)")
+"""In the text of errors of libraries written in Rust (safetensors)."""
+
+
+class DiskFull(OSError):
+    """A disk that takes no more; one line that names the path, what was needed and what is free."""
+
+
+def free_bytes(path: Path) -> int:
+    """Free bytes, for this user, on the disk where `path` is or will be; raises DiskFull where it is read-only."""
+    place = path.absolute()
+    while not place.exists():
+        place = place.parent
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise DiskFull(_refused(path, errno.EROFS, 0))
+    return shutil.disk_usage(place).free
+
+
+def require_room(path: Path, needed: int, purpose: str) -> None:
+    """Raises DiskFull where fewer than `needed` bytes are free for `path`, before anything is written."""
+    free = free_bytes(path)
+    if free < needed:
+        raise DiskFull(f"{path}: {purpose} needs {megabytes(needed)}, {megabytes(free)} are free: make room")
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder and try to write in it; raises DiskFull where that is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(4096))
+    except OSError as error:
+        if error.errno in REFUSALS:
+            raise DiskFull(_refused(folder, error.errno, 0)) from error
+        raise
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.4g} MB"
 
 
 def cache_dir() -> Path:
@@ -47,29 +92,85 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary sibling of `path` to write to; it takes the name only when it is complete and on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def atomic_write(path: Path, *, needed: int | None = None) -> Iterator[Path]:
+    """A temporary sibling of `path` to write to; it takes the name only when it is complete and on disk.
+
+    Args:
+        needed: bytes that will be written, where it is known: what does not fit is refused before the first of them.
+    Raises:
+        DiskFull: whatever the writing library makes of a disk that takes no more.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if needed is not None:
+            require_room(path, needed, "this file")
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except Exception as error:
+        # While the file is still there: once it is gone, the disk is no longer full.
+        if (code := disk_refusal(error, temporary)) is not None:
+            raise DiskFull(_refused(path, code, _size(temporary))) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output` to write into; gone afterwards."""
+    """A hidden folder beside `output` to write into; gone afterwards. Raises DiskFull as `atomic_write` does."""
     output.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         yield folder
+    except Exception as error:
+        if (code := disk_refusal(error, folder / "probe")) is not None:
+            raise DiskFull(_refused(output, code, _size(folder))) from error
+        raise
     finally:
         shutil.rmtree(folder)
+
+
+def disk_refusal(error: BaseException, file: Path) -> int | None:
+    """The `REFUSALS` code that is behind an error of writing `file`, which is still there; None for any other error."""
+    causes: BaseException | None = error
+    while causes is not None:
+        if isinstance(causes, OSError) and causes.errno in REFUSALS:
+            return causes.errno
+        if (match := _RUST_CODE.search(str(causes))) and int(match[1]) in REFUSALS:
+            return int(match[1])
+        causes = causes.__cause__ or causes.__context__
+    # torch's archive writer notices that bytes are missing and does not say why: the disk does.
+    return _probe(file) if isinstance(error, RuntimeError) and "inline_container" in str(error) else None
+
+
+def _probe(file: Path) -> int | None:
+    try:
+        with open(file, "ab") as more:
+            more.write(bytes(1 << 20))
+            more.flush()
+            os.fsync(more.fileno())
+    except OSError as error:
+        return error.errno if error.errno in REFUSALS else None
+    return None
+
+
+def _refused(path: Path, code: int, written: int) -> str:
+    if code == errno.EROFS:
+        return f"{path}: {REFUSALS[code]}: choose another folder"
+    free = megabytes(free_bytes(path))
+    sizes = f"{megabytes(written)} were written, {free} are free"
+    return f"{path}: {REFUSALS[code]} ({sizes}): make room, or choose another folder"
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file or of the files of a folder."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def publish(folder: Path, output: Path) -> list[Path]:

@@ -24,6 +24,7 @@ ROOMS = (
     "inference",
     "weights",
     "data",
+    "storage",
     "settings",
     "distributed",
     "network",

@@ -18,17 +18,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from inception_v4.console import progress, say
-from inception_v4.files import build_once
+from inception_v4.files import DiskFull, build_once
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
 
 _MEGABYTE = 1e6
-
-
-class DiskFull(RuntimeError):
-    """No room to unpack."""
 
 
 def extract_train(root: Path, destination: Path) -> None:

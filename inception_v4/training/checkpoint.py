@@ -32,11 +32,19 @@ class CheckpointError(ValueError):
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     """Write `state` as the checkpoint of `step`, then delete all but the newest `keep`."""
     path = folder / f"step-{step:08d}.pt"
-    with atomic_write(path) as temporary:
+    with atomic_write(path, needed=_bytes_in(state)) as temporary:
         torch.save(state | {"version": CHECKPOINT_VERSION}, temporary)
     for old in list_checkpoints(folder)[:-keep]:
         old.unlink()
     return path
+
+
+def _bytes_in(state: Any) -> int:
+    """Of the tensors in it, which are nearly all of a checkpoint."""
+    if isinstance(state, torch.Tensor):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, (list, tuple)) else ()
+    return sum(map(_bytes_in, parts))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from inception_v4.data.loader import TrainLoader
 from inception_v4.distributed import World
+from inception_v4.files import DiskFull
 from inception_v4.settings.schema import Run
+from inception_v4.training.checkpoint import list_checkpoints
 from inception_v4.training.folder import RunFolder
 from inception_v4.training.freezing import AllLearn, Frozen
 from inception_v4.training.job import Job, share_statistics, weights_info
@@ -47,6 +49,7 @@ class Loop:
         loader, validator: training batches, and figures of a network.
         layers: which of them learn.
         stopping: signals that asked for a stop.
+        unwritten: why the last checkpoint is not there; empty where it is.
     """
 
     job: Job
@@ -60,6 +63,7 @@ class Loop:
     stopping: list[int] = field(default_factory=list)
     profiler: Any = field(default_factory=NoProfiler)
     speed: Throughput = field(default_factory=Throughput)
+    unwritten: str = ""
     _loss: Tensor | None = None  # sum over the steps since the last log line, on the device
     _steps: int = 0
 
@@ -91,8 +95,14 @@ class Loop:
                     self._stop_if_asked(saved=saved)
 
     def finish(self, title: str) -> dict[str, Any]:
-        """Curves and the closing lines; the summary."""
+        """Curves and the closing lines; the summary.
+
+        Raises:
+            DiskFull: the run is over and its last checkpoint, or its only weights, could not be written.
+        """
         job, best = self.job, self.job.best
+        if self.unwritten or not best:
+            raise DiskFull(f"the run is over, and its end was not written: {self.unwritten or self.folder.best}")
         # In training each process meets unreadable pictures of its own.
         skipped = sorted(set().union(*self.world.gather_objects(job.skipped)))
         if self.world.is_main:
@@ -167,19 +177,36 @@ class Loop:
         self.log.validation(record)
         prefix, result = max(results.items(), key=lambda item: item[1].top1)
         if result.top1 > job.best.get("top1", -1.0):
-            job.best = {**result.record(), "epoch": epoch, "averaged": bool(prefix)}
-            if self.world.is_main:
-                info, source = weights_info(job, result), self.validator.loader.source
-                self.folder.save_best(job.learner.networks[prefix], info, result, source)
+            before, job.best = job.best, {**result.record(), "epoch": epoch, "averaged": bool(prefix)}
+            network, info = job.learner.networks[prefix], weights_info(job, result)
+            source = self.validator.loader.source
+            if self._write(lambda: self.folder.save_best(network, info, result, source)):
+                job.best = before  # of the file that is there
         job.skipped |= set(result.skipped)
 
     def _save(self) -> None:
         """Write a checkpoint and the weights as they are now."""
         require_finite(0.0, self.job.learner.model, step=self.job.learner.step)
         share_statistics(self.job, self.world)
-        if self.world.is_main:
-            self.folder.save(self.job)
-        self.world.barrier()
+        self.unwritten = self._write(lambda: self.folder.save(self.job))
+
+    def _write(self, work: Callable[[], Any]) -> str:
+        """Have the main process write a file; what the disk said where it is left out, as on_disk_full has it."""
+        try:
+            self.world.on_main(work)
+        except DiskFull as error:
+            if self.run.on_disk_full == "stop":
+                raise DiskFull(f"{error}; {self._last_whole()}") from error
+            self.log.say(f"not written: {error}; training goes on (on_disk_full continue), {self._last_whole()}")
+            return str(error)
+        return ""
+
+    def _last_whole(self) -> str:
+        """What is left to go on from."""
+        whole = list_checkpoints(self.folder.checkpoints)
+        if not whole:
+            return "there is no earlier checkpoint"
+        return f"{whole[-1].name} is whole: --resume auto --output-dir {self.folder.path} goes on from it"
 
     def _stop_if_asked(self, *, saved: bool = False) -> None:
         """After a signal in any process: save, and raise `Interrupted` in all of them."""

@@ -18,7 +18,7 @@ from inception_v4.distributed import World, share_gradients, synchronise_batch_n
 from inception_v4.inference.evaluate import Evaluation, evaluate
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.settings.schema import Data, Network, Optimizer, Training
+from inception_v4.settings.schema import Augmentation, Data, Network, Optimizer, Training
 from inception_v4.training.optim import canonical_name
 from inception_v4.training.smallest import check_smallest
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
@@ -155,3 +155,15 @@ class Validator:
             )  # fmt: skip
         finally:
             model.train(was_training)
+
+
+def build_validator(
+    source: Source, data: Data, *, augmentation: Augmentation, normalise: Normalise, precision: Precision, world: World
+) -> Validator:
+    """Figures on the pictures of `source`, prepared as the evaluation side of `augmentation` says."""
+    batch_size = data.val_batch_size or data.batch_size
+    loader = EvalLoader(
+        source, augmentation.preprocessing(), batch_size=batch_size, workers=data.workers, world=world,
+        on_corrupt=data.on_corrupt, pin_memory=precision.accelerator.pin_memory,
+    )  # fmt: skip
+    return Validator(loader, normalise, precision, world, batch_size)

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+from io import SEEK_END, FileIO
 from pathlib import Path
 from typing import Any
 
 from inception_v4.console import console, progress_bar, say
+from inception_v4.files import DiskFull, atomic_write
 
 METRICS = "metrics.jsonl"
 
 
 class RunLog:
-    """Writes a run's records. A record is a flat dict with `kind` ("train" or "val"), `step` and `epoch`."""
+    """Writes a run's records. A record is a flat dict with `kind` ("train" or "val"), `step` and `epoch`.
 
-    def __init__(self, folder: Path, *, total_steps: int, tensorboard: bool = True, resumed_at: int = 0) -> None:
+    Args:
+        lossy: records that the disk does not take are lost, and said once; else they are an error.
+    """
+
+    _told = False
+
+    def __init__(self, folder: Path, *, total_steps: int, tensorboard: bool = True, resumed_at: int = 0,
+                 lossy: bool = False) -> None:  # fmt: skip
         self.folder, self.total_steps = folder, total_steps
+        self._lossy = lossy
         self._forget_after(resumed_at)
-        self._file = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115 closed by close()
+        self._file = open(folder / METRICS, "ab", buffering=0)  # noqa: SIM115 closed by close()
         self._board = _open_board(folder, resumed_at) if tensorboard else None
         self._progress = progress_bar() if console.is_terminal else None
         if self._progress:
@@ -59,25 +69,55 @@ class RunLog:
         if self._progress:
             self._progress.stop()
         self._file.close()
-        if self._board:
-            self._board.close()
+        board, self._board = self._board, None
+        if board:
+            try:
+                board.close()
+            except OSError as error:
+                self._refused(error)
 
     def _write(self, record: dict[str, Any]) -> None:
         # JSON has no NaN: a loss that is not a number is null.
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
-        if self._board:
-            for name, value in record.items():
-                if isinstance(value, (int, float)) and name not in ("step", "epoch"):
-                    self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        try:
+            append_whole(self._file, (json.dumps(clean) + "\n").encode())
+            if self._board:
+                for name, value in record.items():
+                    if isinstance(value, (int, float)) and name not in ("step", "epoch"):
+                        self._board.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        except OSError as error:
+            self._refused(error)
+
+    def _refused(self, error: OSError) -> None:
+        """The disk took no record: an error, or said once where records may be lost."""
+        # TensorBoard's writer is of no use after its first error.
+        self._board = None
+        line = f"{self.folder / METRICS}: {error.strerror or error}"
+        if not self._lossy:
+            raise DiskFull(f"{line}: make room and go on with --resume auto --output-dir {self.folder}") from error
+        if not self._told:
+            self.say(f"{line}: records are lost until there is room")
+        self._told = True
 
     def _forget_after(self, step: int) -> None:
         """Records of steps that a resumed run will do again."""
         path = self.folder / METRICS
         if path.exists():
             kept = [r for r in read_records(path) if r["step"] <= step]
-            path.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(json.dumps(r) + "\n" for r in kept), encoding="utf-8")
+
+
+def append_whole(file: FileIO, line: bytes) -> None:
+    """Append a line to an unbuffered file as a whole or not at all."""
+    start = file.seek(0, SEEK_END)
+    try:
+        written = 0
+        while written < len(line):
+            written += file.write(line[written:])
+    except OSError:
+        file.truncate(start)
+        raise
 
 
 class SilentLog:

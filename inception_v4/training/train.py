@@ -11,20 +11,22 @@ from typing import Any
 
 from inception_v4.accelerator import Accelerator, select
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.loader import EvalLoader, TrainLoader
+from inception_v4.console import say
+from inception_v4.data.loader import TrainLoader
 from inception_v4.data.mixing import MixAndErase
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World, session
 from inception_v4.inference.data_record import KEY, record
 from inception_v4.settings.schema import Config
+from inception_v4.storage.lock import FolderLock
 from inception_v4.training.folder import earlier_state, unused_folder
 from inception_v4.training.freezing import freeze_layers
 from inception_v4.training.job import Job, require_steps, restore
 from inception_v4.training.loop import Loop, NoProfiler
 from inception_v4.training.optim import average_of, build_optimizer
 from inception_v4.training.parts import (
-    Validator,
+    build_validator,
     callable_form,
     check_batches,
     head_size,
@@ -32,6 +34,7 @@ from inception_v4.training.parts import (
     start_network,
     vendor_optimizer,
 )
+from inception_v4.training.room import require_room_for_run
 from inception_v4.training.runlog import RunLog
 from inception_v4.training.schedule import Course, LearningRate
 from inception_v4.training.step import Learner, make_criterion
@@ -47,9 +50,9 @@ def train(config: Config) -> dict[str, Any]:
     """
     accelerator = select(config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
-    with session(accelerator) as world:
+    with session(accelerator) as world, FolderLock(say) as lock:
         # Settings chosen by free memory may differ between processes, which must take the same steps.
-        loop = prepare(world.share(config), accelerator, world)
+        loop = prepare(world.share(config), accelerator, world, lock)
         try:
             with _catch_signals(loop.stopping), _profiler(loop, accelerator) as loop.profiler:
                 loop.run_epochs()
@@ -58,13 +61,17 @@ def train(config: Config) -> dict[str, Any]:
             loop.log.close()
 
 
-def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
-    """Every part of a run, from its own section of the settings; the state of an earlier run when resuming."""
+def prepare(config: Config, accelerator: Accelerator, world: World, lock: FolderLock) -> Loop:
+    """Every part of a run, from its own section of the settings; the state of an earlier run when resuming.
+
+    Args:
+        lock: makes the main process the only writer of the run directory; the caller lets go of it.
+    """
     run, opt, training = config.run, config.optimizer, config.training
     source = open_source(config.data, "train", world=world, seed=run.seed)
     held_out = open_source(config.data, "val", world=world, seed=run.seed)
     classes = head_size(config.data, source)
-    folder = unused_folder(run, world)
+    folder = unused_folder(run, world, lock)
     state = earlier_state(run.resume, folder, world)
     usual, given = config.augmentation.preprocessing(), config.augmentation.given_preprocessing()
     start = start_network(config.network, classes, seed=run.seed, state=state, usual=usual, given=given)
@@ -73,11 +80,6 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
     loader = TrainLoader(
         source, config.data, augmentation, world=world, seed=run.seed, pin_memory=accelerator.pin_memory
     )
-    batch_size = config.data.val_batch_size or config.data.batch_size
-    pictures = EvalLoader(
-        held_out, augmentation.preprocessing(), batch_size=batch_size, workers=config.data.workers, world=world,
-        on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
-    )  # fmt: skip
     normalise = Normalise(augmentation, accelerator.memory_format(training.channels_last))
     mix = MixAndErase(augmentation, num_classes=classes)
     course = Course(
@@ -111,8 +113,10 @@ def prepare(config: Config, accelerator: Accelerator, world: World) -> Loop:
     require_steps(job)
     for pictures_left in course.tails():
         check_batches(pictures_left, config.data, image_size=augmentation.image_size, training=training, world=world)
-    precision = Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp))
-    validator = Validator(pictures, normalise, precision, world, batch_size)
+    validator = build_validator(
+        held_out, config.data, augmentation=augmentation, normalise=normalise, world=world,
+        precision=Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp)),
+    )  # fmt: skip
     loop = Loop(job, run, world, loader, validator, folder, layers)
     _begin(loop, config, [*_introduction(loop, config, source, held_out), *start.messages, *_remarks(loop, config)])
     return loop
@@ -135,13 +139,17 @@ def _info(config: Config, source: Source, classes: int) -> WeightsInfo:
 
 def _begin(loop: Loop, config: Config, lines: list[str]) -> None:
     """The run directory and its log. Not before: a run that was refused leaves no folder in the way of the next one."""
-    if loop.world.is_main:
+
+    def begin() -> None:
+        if config.run.on_disk_full == "stop":
+            require_room_for_run(loop.job, config.optimizer, config.run, loop.folder.path)
         loop.folder.begin(config)
         loop.log = RunLog(
             loop.folder.path, total_steps=loop.job.learner.course.total, tensorboard=config.run.tensorboard,
-            resumed_at=loop.job.learner.step,
+            resumed_at=loop.job.learner.step, lossy=config.run.on_disk_full == "continue",
         )  # fmt: skip
-    loop.world.barrier()
+
+    loop.world.on_main(begin)
     for line in lines:
         loop.log.say(line)
 

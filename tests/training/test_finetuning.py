@@ -14,6 +14,7 @@ from inception_v4.distributed import World
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
 from inception_v4.settings.recipes import build_config, load_config
+from inception_v4.storage.lock import FolderLock
 from inception_v4.training.loop import Loop
 from inception_v4.training.suit import suit_data
 from inception_v4.training.train import prepare, train
@@ -41,8 +42,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepared(folder: Path, capsys: pytest.CaptureFixture[str], **changes: object) -> tuple[Loop, list[str]]:
     """The parts of a run, and the lines it says about the preparation of pictures."""
-    loop = prepare(tiny(folder, init="torch", **changes), select("cpu"), World())
-    loop.log.close()
+    with FolderLock(print) as lock:
+        loop = prepare(tiny(folder, init="torch", **changes), select("cpu"), World(), lock)
+        loop.log.close()
     return loop, [line for line in capsys.readouterr().err.splitlines() if "prepared" in line]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -25,6 +25,9 @@ class Run(Section):
     ckpt_interval: Positive = Field(1, description="epochs between checkpoints")
     ckpt_steps: Positive | None = Field(None, description="also a checkpoint every so many steps")
     keep_checkpoint_max: Positive = Field(3, description="checkpoints kept, newest first")
+    on_disk_full: Literal["stop", "continue"] = Field(
+        "stop", description="a checkpoint that cannot be written: stop, or leave it out and go on"
+    )
     tensorboard: bool = Field(True, description="write TensorBoard events")
     profile: bool = Field(False, description="record a profiler trace of some steps into the run directory")
     smoke: bool = Field(False, description="shrink any recipe to under a minute on a CPU")

@@ -6,13 +6,16 @@ one process and every operation here is free.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -24,12 +27,16 @@ from inception_v4.accelerator import Accelerator
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, of which this is number `rank` (`local_rank` on its machine)."""
+    """`size` processes, of which this is number `rank` (`local_rank` on its machine).
+
+    `meeting` distinguishes them, once they are in touch, from those before a restart.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    meeting: str = ""
 
     @classmethod
     def from_environment(cls) -> World:
@@ -121,23 +128,69 @@ class World:
 
 
 @contextmanager
-def session(accelerator: Accelerator, *, timeout_minutes: float = 60) -> Iterator[World]:
+def session(accelerator: Accelerator, *, timeout: float = 3600) -> Iterator[World]:
     """The `World` of this process; the process group lives as long as the block.
 
-    The time limit is generous because one process may decode, write or compile while the others wait.
+    The time limit, in seconds, is generous because one process may decode, write or compile while the others wait.
     """
     world = World.from_environment()
     if world.size == 1:
         yield world
         return
-    limit = timedelta(minutes=timeout_minutes)
+    limit = timedelta(seconds=timeout)
     # Host tensors travel over gloo and device tensors over the device's back end, so that small messages between the
     # hosts never wait for the device.
-    dist.init_process_group(accelerator.backend, timeout=limit, **accelerator.process_group_options())
+    world = replace(world, meeting=_meet(world, connect(world), timeout))
+    dist.init_process_group(
+        accelerator.backend, store=connect(world), rank=world.rank, world_size=world.size, timeout=limit,
+        **accelerator.process_group_options(),
+    )  # fmt: skip
     try:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def connect(world: World) -> dist.Store:
+    """A connection of its own to the store through which the processes find each other; a part of it per meeting."""
+    store, _, _ = next(dist.rendezvous("env://", world.rank, world.size))
+    return dist.PrefixStore(f"inception_v4/{world.meeting}", store)
+
+
+def _meet(world: World, store: dist.Store, timeout: float) -> str:
+    """A name for this meeting of processes, known to all of them once all of them are there.
+
+    torchrun keeps one store over restarts, and back ends find in it the addresses of processes that have died. So
+    each process leaves a number of its own, the main one proposes the list of them, the others confirm a list with
+    their number in it, and it holds when all have confirmed the same.
+
+    Raises:
+        TimeoutError: after `timeout` seconds not all of them are there.
+    """
+    joined, confirmed = ([f"{word}/{rank}" for rank in range(world.size)] for word in ("joined", "confirmed"))
+    mine, deadline = uuid4().hex, time.monotonic() + timeout
+    store.set(joined[world.rank], mine)
+    while time.monotonic() < deadline:
+        key = "agreed"
+        if world.is_main:
+            key = "none"
+            if store.check(joined):
+                proposal = b" ".join(store.multi_get(joined)).decode()
+                store.set("proposal", proposal)
+                others = confirmed[1:]
+                if store.check(others) and {word.decode() for word in store.multi_get(others)} == {proposal}:
+                    store.set("agreed", proposal)
+                    key = "agreed"
+        elif store.check(["proposal"]) and mine in (proposal := store.get("proposal").decode()).split():
+            store.set(confirmed[world.rank], proposal)
+        if store.check([key]) and (agreed := store.get(key).decode()).split()[world.rank : world.rank + 1] == [mine]:
+            return hashlib.sha256(agreed.encode()).hexdigest()[:16]
+        time.sleep(0.02)
+    absent = [rank for rank, name in enumerate(joined) if not store.check([name])]
+    raise TimeoutError(
+        f"after {timeout:g} s not all of {world.size} processes are in touch with process {world.rank}: missing "
+        + (f"{', '.join(map(str, absent))}" if absent else "are some that were there before a restart")
+    )
 
 
 class _SumOverProcesses(torch.autograd.Function):

@@ -267,6 +267,8 @@ def _loader(dataset: Dataset, batch_sampler: Any, *, workers: int, pin_memory: b
 def _start_worker(number: int) -> None:
     # Ctrl-C reaches the whole process group; the main process ends the workers, so one message is printed, not many.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # likewise from a batch system; the main process saves
     # Interrupted, it may hang up on the thread here that hands over shared memory, which would print a traceback.
     sys.excepthook = partial(_unless_hung_up, sys.excepthook)
 

@@ -61,13 +61,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state saved in `path`, on the host. Nothing in the file is executed (`weights_only`).
 
     Raises:
-        CheckpointError: missing, truncated, or not written by this project.
+        CheckpointError: missing, truncated, altered since it was written, or not written by this project.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}: give a step-*.pt file, a run directory or `auto`")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Remarks on foreign pickle protocols: the error says what matters.
+            _verify(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:120]
@@ -81,6 +82,13 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint {path} has format {state['version']}, this program reads {CHECKPOINT_VERSION}"
         )
     return state
+
+
+def _verify(path: Path) -> None:
+    """Compare every part with the checksum that the file keeps of it, which torch does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        if altered := archive.testzip():
+            raise zipfile.BadZipFile(f"{altered} does not have its checksum")
 
 
 def find_resume(choice: str, folder: Path, *, world: World, warn: Callable[[str], None]) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,16 @@ from inception_v4.inference.predictions import PREDICTIONS, write_predictions
 from inception_v4.settings.recipes import to_yaml
 from inception_v4.settings.schema import Config, Run
 from inception_v4.storage.lock import FolderLock
-from inception_v4.training.checkpoint import find_resume, save_checkpoint
+from inception_v4.training.background import BackgroundWriter, host_copy
+from inception_v4.training.checkpoint import find_resume, list_checkpoints, save_checkpoint
 from inception_v4.training.curves import draw_curves
 from inception_v4.training.job import Job, capture, weights_info
+from inception_v4.training.launch import Launch
 from inception_v4.training.runlog import SilentLog
-from inception_v4.weights import WeightsInfo, save_weights
+from inception_v4.weights import Weights, WeightsInfo, save_weights, write_weights
+
+RUNS = Path("runs")
+"""Where runs live that have no output_dir."""
 
 
 @dataclass
@@ -35,12 +40,18 @@ class RunFolder:
         lock: makes this process its only writer.
         settings: the resolved settings as YAML, once the run has begun.
         keep: checkpoints kept.
+        resume: what the run goes on from: a checkpoint, `auto` or nothing.
+        launch: the one that the run belongs to.
+        writer: writes its checkpoints beside the training.
     """
 
     path: Path
     keep: int
     lock: FolderLock
     settings: str = ""
+    resume: str | None = None
+    launch: Launch = field(default_factory=Launch)
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
 
     @property
     def checkpoints(self) -> Path:
@@ -57,13 +68,23 @@ class RunFolder:
         self.settings = to_yaml(config)
         with atomic_write(self.path / "config.yaml") as temporary:
             temporary.write_text(self.settings, encoding="utf-8")
+        self.launch.record(self.path)
+        for abandoned in self.checkpoints.glob(".step-*.tmp"):
+            abandoned.unlink()  # by a process that was killed while it wrote
 
     def save(self, job: Job) -> None:
-        """A checkpoint of everything, and the weights as last.safetensors."""
+        """A checkpoint of everything, and the weights as last.safetensors: copied now, written in the background.
+
+        Raises:
+            Exception: what went wrong with the one before.
+        """
         self.lock.require()
-        save_checkpoint(self.checkpoints, job.learner.step, capture(job, self.settings), keep=self.keep)
-        model = job.learner.ema.module or job.learner.model
-        save_weights(model, self.path / "last.safetensors", weights_info(job))
+        state = host_copy(capture(job, self.settings))
+        self.writer.start(partial(self._write, state, weights_info(job)))
+
+    def _write(self, state: dict[str, Any], info: WeightsInfo) -> None:
+        save_checkpoint(self.checkpoints, state["step"], state, keep=self.keep)
+        write_weights(Weights(state["ema"] or state["model"], info), self.path / "last.safetensors", layout="torch")
 
     def save_best(self, model: nn.Module, info: WeightsInfo, result: Evaluation, source: Source) -> None:
         """Weights as best.safetensors, and what they say of each picture of `source` (`inference.predictions`)."""
@@ -81,23 +102,41 @@ class RunFolder:
         return draw_curves(self.path, title=title)
 
 
-def unused_folder(run: Run, world: World, lock: FolderLock) -> RunFolder:
-    """The directory of a run that is about to begin, not made yet; raises ValueError where another run lives in it."""
-    path = Path(world.share(run.output_dir or f"runs/{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"))
-    folder = RunFolder(path, run.keep_checkpoint_max, lock)
-    if world.is_main and run.resume is None and folder.checkpoints.exists():
-        raise ValueError(f"{path} holds a run already: go on with --resume auto, or give another --output-dir")
+def run_folder(run: Run, world: World, lock: FolderLock) -> RunFolder:
+    """The directory of a run that is about to begin, not made yet, or of the one that torchrun has started again.
+
+    Raises:
+        ValueError: another run lives in it.
+    """
+    launch = Launch.current(world)
+    folder = RunFolder(Path(), run.keep_checkpoint_max, lock, resume=run.resume, launch=launch)
+    if world.is_main:
+        folder.path = _place(run, launch)
+        if launch.began(folder.path) and list_checkpoints(folder.checkpoints):
+            folder.resume = "auto"
+        elif run.resume is None and folder.checkpoints.exists() and not launch.began(folder.path):
+            raise ValueError(
+                f"{folder.path} holds a run already: go on with --resume auto, or give another --output-dir"
+            )
+    folder.path, folder.resume = world.share((folder.path, folder.resume))
     return folder
 
 
-def earlier_state(resume: str | None, folder: RunFolder, world: World) -> dict[str, Any] | None:
+def _place(run: Run, launch: Launch) -> Path:
+    """Where the settings say; by default where this launch has begun, or a new name."""
+    if run.output_dir:
+        return Path(run.output_dir)
+    return launch.find(RUNS) or RUNS / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def earlier_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
     """The state that the run goes on from: the same in every process; None for a new run."""
-    if resume is None:
+    if folder.resume is None:
         return None
     # Before anything is read: another run's next checkpoint would be a newer one.
     world.on_main(partial(folder.lock.acquire, folder.path) if folder.path.exists() else None)
     warn = say if world.is_main else SilentLog().say
-    state = find_resume(resume, folder.checkpoints, world=world, warn=warn)
+    state = find_resume(folder.resume, folder.checkpoints, world=world, warn=warn)
     if state is not None and state["version"] < 2:
         warn("the checkpoint is an earlier version's: dropout and mixing go on with other random numbers")
     return state

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from inception_v4.data.loader import TrainLoader
@@ -20,12 +22,13 @@ from inception_v4.training.parts import Validator
 from inception_v4.training.runlog import RunLog, SilentLog
 from inception_v4.training.step import require_finite, train_one_epoch
 from inception_v4.training.throughput import Throughput
+from inception_v4.training.watchdog import NoWatchdog, Watchdog
 
 INTERRUPTED = 75
-"""Exit code after SIGTERM or SIGINT: a checkpoint was written, `--resume auto` goes on (EX_TEMPFAIL)."""
+"""Exit code after SIGTERM, SIGUSR1 or SIGINT: a checkpoint was written, `--resume auto` goes on (EX_TEMPFAIL)."""
 
-SIGNAL_CHECK_STEPS = 10
-"""Several processes agree on stopping only every so many steps: agreement costs a message."""
+SIGNAL_CHECK_STEPS, SIGNAL_CHECK_SECONDS = 10, 1.0
+"""Several processes agree on stopping at most so many steps or seconds later: agreement costs a message."""
 
 
 class Interrupted(Exception):
@@ -64,8 +67,12 @@ class Loop:
     profiler: Any = field(default_factory=NoProfiler)
     speed: Throughput = field(default_factory=Throughput)
     unwritten: str = ""
+    watchdog: Watchdog | NoWatchdog = field(default_factory=NoWatchdog)
     _loss: Tensor | None = None  # sum over the steps since the last log line, on the device
     _steps: int = 0
+    _unchecked: int = 0  # steps to the next agreement on whether to stop
+    _planned: int = 0
+    _checked: float = field(default_factory=time.monotonic)
 
     def run_epochs(self) -> None:
         """Train, validate and save until the planned number of steps is done."""
@@ -101,6 +108,7 @@ class Loop:
             DiskFull: the run is over and its last checkpoint, or its only weights, could not be written.
         """
         job, best = self.job, self.job.best
+        self._settle()
         if self.unwritten or not best:
             raise DiskFull(f"the run is over, and its end was not written: {self.unwritten or self.folder.best}")
         # In training each process meets unreadable pictures of its own.
@@ -136,7 +144,8 @@ class Loop:
             self._save()
             self.speed.resume()
         within = course.done != 0 and not course.finished
-        if within and (self.world.size == 1 or step % SIGNAL_CHECK_STEPS == 0):
+        self._unchecked -= 1
+        if within and self._unchecked <= 0:
             self._stop_if_asked()
         return course.finished
 
@@ -163,14 +172,23 @@ class Loop:
         return self.speed.per_second and self.speed.per_second * self.world.size
 
     def _note_skipped(self, batches: Iterable[Any]) -> Iterator[Any]:
-        for batch in batches:
+        waiting = iter(batches)
+        while True:
+            self.watchdog.beat(f"waiting for pictures after step {self.job.learner.step}")
+            batch = next(waiting, None)
+            if batch is None:
+                return
+            self.watchdog.beat(f"computing after step {self.job.learner.step}")
             self.job.skipped.update(batch.skipped)
             yield batch
 
     def _validate(self, epoch: int) -> None:
         """Validate the weights and their average; keep the better as best.safetensors."""
         job = self.job
-        results = {prefix: self.validator(network) for prefix, network in job.learner.networks.items()}
+        self.watchdog.beat(f"validating after step {job.learner.step}")
+        results = {
+            prefix: self.validator(network, self.watchdog.alive) for prefix, network in job.learner.networks.items()
+        }
         record: dict[str, Any] = {"epoch": epoch, "step": job.learner.step, "progress": epoch + 1}
         for prefix, result in results.items():
             record |= result.record(prefix)
@@ -185,10 +203,17 @@ class Loop:
         job.skipped |= set(result.skipped)
 
     def _save(self) -> None:
-        """Write a checkpoint and the weights as they are now."""
+        """Have a checkpoint and the weights as they are now written; training goes on meanwhile."""
+        self.watchdog.beat(f"writing the checkpoint of step {self.job.learner.step}")
         require_finite(0.0, self.job.learner.model, step=self.job.learner.step)
         share_statistics(self.job, self.world)
+        self._settle()
         self.unwritten = self._write(lambda: self.folder.save(self.job))
+
+    def _settle(self) -> None:
+        """Wait until what is being written is on disk."""
+        self.watchdog.beat("waiting for a checkpoint to be written")
+        self.unwritten = self._write(self.folder.writer.finish) or self.unwritten
 
     def _write(self, work: Callable[[], Any]) -> str:
         """Have the main process write a file; what the disk said where it is left out, as on_disk_full has it."""
@@ -210,14 +235,25 @@ class Loop:
 
     def _stop_if_asked(self, *, saved: bool = False) -> None:
         """After a signal in any process: save, and raise `Interrupted` in all of them."""
-        if self.world.any(bool(self.stopping)):
+        if self._agreed_to_stop():
             if not saved:
                 self._save()
+            self._settle()
             reason = f"signal {self.stopping[0]}" if self.stopping else "a signal to another process"
             raise Interrupted(
                 f"stopped by {reason} at step {self.job.learner.step}: go on with --resume auto "
                 f"--output-dir {self.folder.path}"
             )
+
+    def _agreed_to_stop(self) -> bool:
+        """Whether any process was asked to stop; all of them choose the step at which they ask each other again."""
+        now = time.monotonic()
+        took, self._checked = now - self._checked, now
+        done = max(1, self._planned - self._unchecked)
+        asked, seconds = self.world.sum(torch.tensor([float(bool(self.stopping)), took / done])).tolist()
+        each = seconds / self.world.size
+        self._planned = self._unchecked = max(1, min(SIGNAL_CHECK_STEPS, int(SIGNAL_CHECK_SECONDS / max(each, 1e-9))))
+        return asked > 0
 
 
 def is_validated(run: Run, epoch: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from inception_v4.accelerator import Accelerator, DeviceError
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.loader import EvalLoader
+from inception_v4.data.loader import Batch, EvalLoader
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.sources import Source
 from inception_v4.distributed import World, share_gradients, synchronise_batch_norm
@@ -144,17 +144,22 @@ class Validator:
     world: World
     batch_size: int
 
-    def __call__(self, model: nn.Module) -> Evaluation:
-        """Figures of `model`, which comes back in the mode that it was in."""
+    def __call__(self, model: nn.Module, alive: Callable[[], None]) -> Evaluation:
+        """Figures of `model`, which comes back in the mode that it was in; `alive` is called for every batch."""
         was_training = model.training
         model.eval()
         try:
             return evaluate(
-                model, self.loader, prepare=self.normalise, precision=self.precision, world=self.world,
+                model, self._batches(alive), prepare=self.normalise, precision=self.precision, world=self.world,
                 batch_size=self.batch_size,
             )  # fmt: skip
         finally:
             model.train(was_training)
+
+    def _batches(self, alive: Callable[[], None]) -> Iterator[Batch]:
+        for batch in self.loader:
+            alive()
+            yield batch
 
 
 def build_validator(

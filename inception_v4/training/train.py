@@ -20,7 +20,7 @@ from inception_v4.distributed import World, session
 from inception_v4.inference.data_record import KEY, record
 from inception_v4.settings.schema import Config
 from inception_v4.storage.lock import FolderLock
-from inception_v4.training.folder import earlier_state, unused_folder
+from inception_v4.training.folder import earlier_state, run_folder
 from inception_v4.training.freezing import freeze_layers
 from inception_v4.training.job import Job, require_steps, restore
 from inception_v4.training.loop import Loop, NoProfiler
@@ -38,7 +38,11 @@ from inception_v4.training.room import require_room_for_run
 from inception_v4.training.runlog import RunLog
 from inception_v4.training.schedule import Course, LearningRate
 from inception_v4.training.step import Learner, make_criterion
+from inception_v4.training.watchdog import watching
 from inception_v4.weights import WeightsInfo
+
+STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+"""SIGUSR1 is what SLURM's --signal and other batch systems are told to send before the time is up; Windows has none."""
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -50,15 +54,24 @@ def train(config: Config) -> dict[str, Any]:
     """
     accelerator = select(config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
-    with session(accelerator) as world, FolderLock(say) as lock:
+    limit = config.run.hang_timeout
+    # The process group's own limit is the longer one: its error does not say who is missing.
+    with (
+        session(accelerator, timeout=1.5 * limit + 30) as world,
+        watching(world, limit) as watchdog,
+        FolderLock(say) as lock,
+    ):
         # Settings chosen by free memory may differ between processes, which must take the same steps.
         loop = prepare(world.share(config), accelerator, world, lock)
+        loop.watchdog = watchdog
         try:
             with _catch_signals(loop.stopping), _profiler(loop, accelerator) as loop.profiler:
                 loop.run_epochs()
             return loop.finish(config.run.recipe)
         finally:
             loop.log.close()
+            # After an error too: what was begun is finished, and what went wrong with it is not lost.
+            loop.folder.writer.finish()
 
 
 def prepare(config: Config, accelerator: Accelerator, world: World, lock: FolderLock) -> Loop:
@@ -71,8 +84,8 @@ def prepare(config: Config, accelerator: Accelerator, world: World, lock: Folder
     source = open_source(config.data, "train", world=world, seed=run.seed)
     held_out = open_source(config.data, "val", world=world, seed=run.seed)
     classes = head_size(config.data, source)
-    folder = unused_folder(run, world, lock)
-    state = earlier_state(run.resume, folder, world)
+    folder = run_folder(run, world, lock)
+    state = earlier_state(folder, world)
     usual, given = config.augmentation.preprocessing(), config.augmentation.given_preprocessing()
     start = start_network(config.network, classes, seed=run.seed, state=state, usual=usual, given=given)
     augmentation = config.augmentation.prepared_like(start.preprocessing)
@@ -173,8 +186,9 @@ def _remarks(loop: Loop, config: Config) -> list[str]:
     steps = learner.course.total
     if config.training.compile:
         lines.append(learner.precision.accelerator.compile_notice("compile: the first step"))
-    if config.run.resume and learner.step:
-        lines.append(f"resumed at step {learner.step} of {steps}")
+    if loop.folder.resume and learner.step:
+        again = "" if config.run.resume else ": torchrun started the run again"
+        lines.append(f"resumed at step {learner.step} of {steps}{again}")
     momentum = network.bn_momentum
     if momentum < 0.01 and steps * momentum < 3 and not (network.pretrained or network.ckpt_path):
         lines.append(
@@ -204,14 +218,17 @@ def _profiler(loop: Loop, accelerator: Accelerator) -> Iterator[Any]:
 
 @contextmanager
 def _catch_signals(stopping: list[int]) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a stop at the next step; a second one ends the program at once."""
+    """SIGTERM, SIGUSR1 and SIGINT ask for a stop at the next step; a second Ctrl-C ends the program at once.
+
+    Others may come twice: SLURM signals every process of a job, and torchrun passes on what it gets.
+    """
 
     def ask(number: int, frame: Any) -> None:
-        if stopping:
+        if number == signal.SIGINT and number in stopping:
             os._exit(128 + number)
         stopping.append(number)
 
-    earlier = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    earlier = {number: signal.signal(number, ask) for number in STOP_SIGNALS}
     try:
         yield
     finally:

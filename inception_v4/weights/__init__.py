@@ -11,7 +11,7 @@ from inception_v4.weights.layouts.registry import LAYOUTS
 from inception_v4.weights.loading import LoadReport, load_weights
 from inception_v4.weights.reading import read_weights
 from inception_v4.weights.record import Weights, WeightsError, WeightsInfo
-from inception_v4.weights.writing import save_weights
+from inception_v4.weights.writing import save_weights, write_weights
 
 __all__ = [
     "LAYOUTS",
@@ -22,4 +22,5 @@ __all__ = [
     "load_weights",
     "read_weights",
     "save_weights",
+    "write_weights",
 ]

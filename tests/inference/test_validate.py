@@ -23,6 +23,7 @@ from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.recipes import build_config, to_yaml
 from inception_v4.settings.schema import Data
+from inception_v4.storage.lock import FolderLock
 from inception_v4.training.train import train
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
 
@@ -143,7 +144,7 @@ def test_a_run_writes_down_where_its_data_is(tmp_path: Path, monkeypatch: pytest
     class_folders(tmp_path / "photos", {"ape": 6, "bear": 6}, size=20)
     monkeypatch.chdir(tmp_path)
     settings = {"dataset": "folder", "data_dir": "photos", "init": "torch"}
-    loop = prepare(tiny(tmp_path / "run", **settings), select("cpu"), World())
+    loop = prepare(tiny(tmp_path / "run", **settings), select("cpu"), World(), FolderLock(print))
     loop.log.close()
     monkeypatch.chdir("/")
     data, _ = validation_data(Data(), None, source=str(tmp_path / "run"), info=weights_info(loop.job))

@@ -122,9 +122,11 @@ def test_a_disk_that_fills_up(prepared: tuple[Loop, Path], capsys: pytest.Captur
     learner, checkpoints = loop.job.learner, loop.folder.checkpoints
     learner.course.step = 6
     loop._save()
+    loop._settle()
     ballast = fill(disk, leave=50_000_000)
     learner.course.step = 12
     loop._save()
+    loop._settle()
     said = capsys.readouterr().err
     assert "not written" in said and "step-00000012.pt: this file needs" in said
     assert "training goes on" in said and "step-00000006.pt is whole: --resume auto" in said
@@ -133,9 +135,11 @@ def test_a_disk_that_fills_up(prepared: tuple[Loop, Path], capsys: pytest.Captur
     loop.run = Run(on_disk_full="stop")
     with pytest.raises(DiskFull, match=r"step-00000012.pt: .* step-00000006.pt is whole: --resume auto"):
         loop._save()
+        loop._settle()
     assert [load_checkpoint(path)["step"] for path in list_checkpoints(checkpoints)] == [6]
     ballast.unlink()
     loop._save()
+    loop._settle()
     assert loop.unwritten == "" and load_checkpoint(list_checkpoints(checkpoints)[-1])["step"] == 12
 
 

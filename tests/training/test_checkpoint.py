@@ -62,6 +62,21 @@ def test_auto_skips_a_truncated_checkpoint_and_says_so(tmp_path: Path) -> None:
         resume(str(newest), tmp_path, warnings)
 
 
+def test_auto_goes_back_from_a_checkpoint_that_was_altered(tmp_path: Path) -> None:
+    """One bit of a weight: torch reads it without a word."""
+    for step in (1, 2):
+        newest = save_checkpoint(tmp_path, step, {"step": step, "w": torch.ones(1000)}, keep=9)
+    content = bytearray(newest.read_bytes())
+    place = content.index(torch.ones(8).numpy().tobytes()) + 402
+    content[place] ^= 64  # 1.0 becomes 1.5
+    newest.write_bytes(content)
+    assert torch.load(newest, weights_only=True)["w"].sum() != 1000, "a control"
+    warnings: list[str] = []
+    state = resume("auto", tmp_path, warnings)
+    assert state is not None and state["step"] == 1 and state["w"].sum() == 1000
+    assert len(warnings) == 1 and "does not have its checksum" in warnings[0] and "step-00000002.pt" in warnings[0]
+
+
 def test_auto_starts_nothing_anew_over_checkpoints_that_cannot_be_read(tmp_path: Path) -> None:
     newest = save_checkpoint(tmp_path, 2, {"step": 2, "w": torch.zeros(1000)}, keep=9)
     newest.write_bytes(newest.read_bytes()[:1500])

@@ -23,6 +23,7 @@ from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import ConfigError, build_config
 from inception_v4.settings.schema import Optimizer, frozen_blocks
 from inception_v4.settings.schema.learning import BLOCKS, STAGES
+from inception_v4.storage.lock import FolderLock
 from inception_v4.training.optim import build_optimizer, parameter_groups, set_learning_rate
 from inception_v4.training.train import prepare, train
 
@@ -171,7 +172,7 @@ def test_going_on_before_and_after_the_thaw_gives_the_same_bits(thawed_run: Path
 
 
 def test_what_never_learns_has_no_optimizer_state_and_says_so(tmp_path: Path, capsys) -> None:
-    loop = prepare(tiny(tmp_path, freeze="backbone", max_steps=1), select("cpu"), World())
+    loop = prepare(tiny(tmp_path, freeze="backbone", max_steps=1), select("cpu"), World(), FolderLock(print))
     loop.log.close()
     names = [name for group in loop.job.learner.optimizer.param_groups for name in group["param_names"]]
     assert names == ["last_linear.weight", "last_linear.bias"]

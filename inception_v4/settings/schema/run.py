@@ -28,6 +28,10 @@ class Run(Section):
     on_disk_full: Literal["stop", "continue"] = Field(
         "stop", description="a checkpoint that cannot be written: stop, or leave it out and go on"
     )
+    hang_timeout: Annotated[float, Field(gt=0)] = Field(
+        3600.0,
+        description="several processes: seconds without progress after which each names whom it waits for and ends",
+    )
     tensorboard: bool = Field(True, description="write TensorBoard events")
     profile: bool = Field(False, description="record a profiler trace of some steps into the run directory")
     smoke: bool = Field(False, description="shrink any recipe to under a minute on a CPU")

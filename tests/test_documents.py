@@ -37,7 +37,7 @@ def commands(text: str) -> Iterator[list[str]]:
     for block in blocks(text):
         # A line goes on after a backslash, and an outline where the next one starts with spaces.
         for line in re.sub(r"\s*\\\n\s*|\n {8,}", " ", block).splitlines():
-            for part in re.split(r"&&|\||;|(?<!\S)>", _plain(line)):
+            for part in re.split(r"&&|\||;|(?<!\S)>|(?<!\S)&$", _plain(line)):
                 match = PROGRAM.search(part.strip())
                 if match:
                     script, words = match[1] or match[2], shlex.split(match[3] or "")

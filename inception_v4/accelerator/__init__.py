@@ -17,6 +17,7 @@ from inception_v4.accelerator import report
 from inception_v4.accelerator.base import AMP_TYPES, Accelerator, CopyStream, DeviceError
 from inception_v4.accelerator.devices import Cuda, Mps, Xpu
 from inception_v4.accelerator.npu import Npu, prepare_npu
+from inception_v4.accelerator.report import package_commit, package_versions
 
 __all__ = [
     "AMP_TYPES",
@@ -25,6 +26,8 @@ __all__ = [
     "DeviceError",
     "environment_report",
     "onnx_providers",
+    "package_commit",
+    "package_versions",
     "prepare_environment",
     "select",
 ]

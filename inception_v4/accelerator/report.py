@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from inception_v4.accelerator.base import Accelerator, first_line
 from inception_v4.accelerator.npu import installed
 
-PACKAGES = ("torch", "torchvision", "timm", "torch-npu", "numpy")
+PACKAGES = ("torch", "torchvision", "timm", "torch-npu", "numpy", "Pillow", "simplejpeg", "safetensors")
 BACKENDS = ("gloo", "nccl", "hccl", "xccl", "mpi", "ucc")
 INSTRUCTIONS = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "bf16", "fp16")
 """Those that decide the speed of a CPU in reduced precision."""
@@ -19,17 +21,43 @@ def collect(rows: Mapping[str, type[Accelerator]]) -> dict[str, Any]:
     """Versions, devices (or why they are absent), precisions, process-group back ends and the CPU."""
     import torch
 
-    from inception_v4 import __version__
-
-    versions = {"inception-v4": __version__, "python": platform.python_version()}
-    versions |= {name: installed(name) or "not installed" for name in PACKAGES}
     return {
-        "versions": versions | {"torch": torch.__version__},  # with the build, such as +cpu
+        "versions": package_versions(),
+        "commit": package_commit() or "none: installed, not a checkout",
         "devices": {kind: _describe(row) for kind, row in rows.items()},
         "backends": [name for name in BACKENDS if _has_backend(name)],
         "cpu": _instructions(),
         "threads": torch.get_num_threads(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Of this package, Python and what results may depend on."""
+    import torch
+
+    from inception_v4 import __version__
+
+    versions = {"inception-v4": __version__, "python": platform.python_version()}
+    versions |= {name: installed(name) or "not installed" for name in PACKAGES}
+    return versions | {"torch": torch.__version__}  # with the build, such as +cpu
+
+
+def package_commit() -> str | None:
+    """The git commit that the package is run from, `+changes` where files of it differ; None where there is none."""
+    top = Path(__file__).parents[2]
+    try:
+        # The package may be installed below some other project's checkout.
+        if Path(_git(top, "rev-parse", "--show-toplevel")).resolve() != top.resolve():
+            return None
+        changed = _git(top, "status", "--porcelain", "--untracked-files=no", "--", "inception_v4", "configs")
+        return _git(top, "rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or no checkout
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
 
 
 def _describe(row: type[Accelerator]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from inception_v4.training.folder import RunFolder
 from inception_v4.training.freezing import AllLearn, Frozen
 from inception_v4.training.job import Job, share_statistics, weights_info
 from inception_v4.training.parts import Validator
+from inception_v4.training.provenance import record_weights
 from inception_v4.training.runlog import RunLog, SilentLog
 from inception_v4.training.step import require_finite, train_one_epoch
 from inception_v4.training.throughput import Throughput
@@ -114,6 +115,7 @@ class Loop:
         # In training each process meets unreadable pictures of its own.
         skipped = sorted(set().union(*self.world.gather_objects(job.skipped)))
         if self.world.is_main:
+            record_weights(self.folder.path)
             curves = self.folder.draw(f"{title}: {job.learner.step} steps")
             self.log.say(
                 f"best top-1 {best['top1']:.2f} %, top-5 {best['top5']:.2f} % after epoch {best['epoch'] + 1}"

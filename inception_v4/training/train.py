@@ -34,6 +34,7 @@ from inception_v4.training.parts import (
     start_network,
     vendor_optimizer,
 )
+from inception_v4.training.provenance import describe_start, record_start
 from inception_v4.training.room import require_room_for_run
 from inception_v4.training.runlog import RunLog
 from inception_v4.training.schedule import Course, LearningRate
@@ -152,11 +153,16 @@ def _info(config: Config, source: Source, classes: int) -> WeightsInfo:
 
 def _begin(loop: Loop, config: Config, lines: list[str]) -> None:
     """The run directory and its log. Not before: a run that was refused leaves no folder in the way of the next one."""
+    start = describe_start(
+        loop.job.learner.precision.accelerator, loop.world, seed=config.run.seed, step=loop.job.learner.step,
+        deterministic=config.training.deterministic,
+    )  # fmt: skip
 
     def begin() -> None:
         if config.run.on_disk_full == "stop":
             require_room_for_run(loop.job, config.optimizer, config.run, loop.folder.path)
         loop.folder.begin(config)
+        record_start(loop.folder.path, start)
         loop.log = RunLog(
             loop.folder.path, total_steps=loop.job.learner.course.total, tensorboard=config.run.tensorboard,
             resumed_at=loop.job.learner.step, lossy=config.run.on_disk_full == "continue",

@@ -140,10 +140,11 @@ def session(accelerator: Accelerator, *, timeout: float = 3600) -> Iterator[Worl
     limit = timedelta(seconds=timeout)
     # Host tensors travel over gloo and device tensors over the device's back end, so that small messages between the
     # hosts never wait for the device.
-    world = replace(world, meeting=_meet(world, connect(world), timeout))
+    store = connect(world)  # kept: without torchrun the main process's is the server
+    world = replace(world, meeting=_meet(world, store, timeout))
     dist.init_process_group(
-        accelerator.backend, store=connect(world), rank=world.rank, world_size=world.size, timeout=limit,
-        **accelerator.process_group_options(),
+        accelerator.backend, store=dist.PrefixStore(world.meeting, store), rank=world.rank, world_size=world.size,
+        timeout=limit, **accelerator.process_group_options(),
     )  # fmt: skip
     try:
         yield world

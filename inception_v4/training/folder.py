@@ -69,7 +69,7 @@ class RunFolder:
         with atomic_write(self.path / "config.yaml") as temporary:
             temporary.write_text(self.settings, encoding="utf-8")
         self.launch.record(self.path)
-        for abandoned in self.checkpoints.glob(".step-*.tmp"):
+        for abandoned in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
             abandoned.unlink()  # by a process that was killed while it wrote
 
     def save(self, job: Job) -> None:

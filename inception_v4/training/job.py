@@ -21,12 +21,14 @@ class Job:
         learner: what an optimizer step reads or changes.
         info: how the weights are used, and where they come from.
         best: figures of the best validation so far; empty before the first.
+        unvalidated: an epoch whose validation was left for later, because the run was asked to stop.
         skipped: messages about unreadable pictures that this process met.
     """
 
     learner: Learner
     info: WeightsInfo
     best: dict[str, Any] = field(default_factory=dict)
+    unvalidated: int | None = None
     skipped: set[str] = field(default_factory=set)
 
 
@@ -44,6 +46,7 @@ def capture(job: Job, settings: str) -> dict[str, Any]:
         "optimizer": learner.optimizer.state_dict(),
         "scaler": learner.scaler.state_dict(),
         "best": job.best,
+        "unvalidated": job.unvalidated,
         "info": weights_info(job).to_dict(),
         "config": settings,
     }
@@ -71,7 +74,7 @@ def restore(job: Job, state: dict[str, Any]) -> None:
         learner.ema.module.load_state_dict(state["ema"])
         learner.ema.updates = state["ema_updates"]
     learner.course.epoch, learner.course.done, learner.course.step = epoch, done, state["step"]
-    job.best = state["best"]
+    job.best, job.unvalidated = state["best"], state.get("unvalidated")
 
 
 def position_of(state: dict[str, Any], course: Course) -> tuple[int, int]:
@@ -104,7 +107,7 @@ def position_of(state: dict[str, Any], course: Course) -> tuple[int, int]:
 def require_steps(job: Job) -> None:
     """A run that was finished may be started again; one that would end without any result may not."""
     course = job.learner.course
-    if course.finished and not job.best:
+    if course.finished and not job.best and job.unvalidated is None:
         raise ValueError(
             f"nothing to train: the run starts at step {course.step} (start_epoch, or the checkpoint) and ends "
             f"at step {course.total} (epochs, max_steps): raise epochs or max_steps"

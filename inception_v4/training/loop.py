@@ -78,6 +78,8 @@ class Loop:
     def run_epochs(self) -> None:
         """Train, validate and save until the planned number of steps is done."""
         learner, course = self.job.learner, self.job.learner.course
+        if self.job.unvalidated is not None:
+            self._end_epoch(self.job.unvalidated)
         while not course.finished:
             epoch = course.epoch
             if line := self.layers.begin_epoch(learner, epoch):
@@ -90,17 +92,23 @@ class Loop:
                 self.speed.pause()
             else:
                 course.end_epoch()
-            finished = course.finished
-            if course.done == 0 or finished:
+            if course.done == 0 or course.finished:
                 # Statistics are averaged even where no validation follows: all processes go on from one network.
                 share_statistics(self.job, self.world)
-                if finished or is_validated(self.run, epoch):
-                    self._validate(epoch)
-                saved = (epoch + 1) % self.run.ckpt_interval == 0 or finished
-                if saved:
-                    self._save()
-                if not finished:
-                    self._stop_if_asked(saved=saved)
+                self._end_epoch(epoch)
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Validate and save as the settings say."""
+        finished = self.job.learner.course.finished
+        if finished or is_validated(self.run, epoch):
+            self.job.unvalidated = epoch
+            self._validate(epoch)
+            self.job.unvalidated = None
+        saved = (epoch + 1) % self.run.ckpt_interval == 0 or finished
+        if saved:
+            self._save()
+        if not finished:
+            self._stop_if_asked(saved=saved)
 
     def finish(self, title: str) -> dict[str, Any]:
         """Curves and the closing lines; the summary.
@@ -185,12 +193,15 @@ class Loop:
             yield batch
 
     def _validate(self, epoch: int) -> None:
-        """Validate the weights and their average; keep the better as best.safetensors."""
+        """Validate the weights and their average; keep the better as best.safetensors.
+
+        Raises:
+            Interrupted: a signal came meanwhile; the checkpoint says that this is still to be done.
+        """
         job = self.job
         self.watchdog.beat(f"validating after step {job.learner.step}")
-        results = {
-            prefix: self.validator(network, self.watchdog.alive) for prefix, network in job.learner.networks.items()
-        }
+        results = {prefix: self.validator(network, self._goes_on) for prefix, network in job.learner.networks.items()}
+        self._stop_if_asked()
         record: dict[str, Any] = {"epoch": epoch, "step": job.learner.step, "progress": epoch + 1}
         for prefix, result in results.items():
             record |= result.record(prefix)
@@ -203,6 +214,10 @@ class Loop:
             if self._write(lambda: self.folder.save_best(network, info, result, source)):
                 job.best = before  # of the file that is there
         job.skipped |= set(result.skipped)
+
+    def _goes_on(self) -> bool:
+        self.watchdog.alive()
+        return not self.stopping
 
     def _save(self) -> None:
         """Have a checkpoint and the weights as they are now written; training goes on meanwhile."""

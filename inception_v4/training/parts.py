@@ -144,22 +144,26 @@ class Validator:
     world: World
     batch_size: int
 
-    def __call__(self, model: nn.Module, alive: Callable[[], None]) -> Evaluation:
-        """Figures of `model`, which comes back in the mode that it was in; `alive` is called for every batch."""
+    def __call__(self, model: nn.Module, goes_on: Callable[[], bool]) -> Evaluation:
+        """Figures of `model`, which comes back in the mode that it was in.
+
+        `goes_on` is asked after every batch; this process sees no more of them once it says no.
+        """
         was_training = model.training
         model.eval()
         try:
             return evaluate(
-                model, self._batches(alive), prepare=self.normalise, precision=self.precision, world=self.world,
+                model, self._batches(goes_on), prepare=self.normalise, precision=self.precision, world=self.world,
                 batch_size=self.batch_size,
             )  # fmt: skip
         finally:
             model.train(was_training)
 
-    def _batches(self, alive: Callable[[], None]) -> Iterator[Batch]:
+    def _batches(self, goes_on: Callable[[], bool]) -> Iterator[Batch]:
         for batch in self.loader:
-            alive()
             yield batch
+            if not goes_on():
+                return
 
 
 def build_validator(

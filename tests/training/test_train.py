@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +26,16 @@ from inception_v4.accelerator.precision import Precision
 from inception_v4.data.loader import Batch
 from inception_v4.data.mixing import MixAndErase
 from inception_v4.data.normalise import Normalise
+from inception_v4.distributed import World
+from inception_v4.inference.evaluate import Evaluation
 from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Augmentation
 from inception_v4.training.checkpoint import CheckpointError
-from inception_v4.training.loop import INTERRUPTED
+from inception_v4.training.loop import INTERRUPTED, Interrupted
 from inception_v4.training.schedule import Course
 from inception_v4.training.step import DivergedError, Learner, make_criterion, mix_seeds, optimizer_step
-from inception_v4.training.train import train
+from inception_v4.training.train import prepare, train
 
 STATE = ("model", "ema", "optimizer", "step", "best", "ema_updates")
 
@@ -139,6 +142,31 @@ def test_sigterm_saves_and_exits_with_the_documented_code(tmp_path: Path) -> Non
     message = [line for line in rest.splitlines() if line.startswith("error")]
     assert len(message) == 1 and "--resume auto" in message[0]
     assert 2 <= final_state(tmp_path / "run")["step"] <= 5
+
+
+def test_a_validation_that_a_signal_ends_is_done_when_the_run_goes_on(finished_run: Path, tmp_path: Path) -> None:
+    """The last one: the end is that of the run that was never stopped, best figures too."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(finished_run / "checkpoints" / "step-00000008.pt", folder / "checkpoints")
+    shutil.copy(finished_run / "best.safetensors", folder)
+    loop = prepare(tiny(folder, **LIVELY, resume="auto"), select("cpu"), World())
+    seen = []
+    validator = loop.validator
+
+    def signalled(network: torch.nn.Module, goes_on: Callable[[], bool]) -> Evaluation:
+        loop.stopping.append(signal.SIGTERM)
+        seen.append(validator(network, goes_on))
+        return seen[-1]
+
+    loop.validator = signalled  # type: ignore[assignment]
+    with pytest.raises(Interrupted, match="at step 12"):
+        loop.run_epochs()
+    loop.log.close()
+    assert [result.samples for result in seen] == [4, 4], "a batch each of ten pictures"
+    assert final_state(folder)["unvalidated"] == 1
+    train(tiny(folder, **LIVELY, resume="auto"))
+    assert states_differ(finished_run, folder) == [] and final_state(folder)["unvalidated"] is None
 
 
 def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from inception_v4.weights import WeightsInfo, save_weights
 SIDE = 171  # pixels: last maps of 4x4
 HOW = Preprocessing(image_size=SIDE, crop_pct=1.0)
 CORNERS = {"top left": (0, 0), "top right": (1, 0), "bottom left": (0, 1), "bottom right": (1, 1)}
-NAMES = ("disc", "bars", "nothing")
+NAMES = ("bars", "disc", "nothing")
 _YELLOW = (0.5, 0.5, -1.0)  # of normalised red, green and blue: grey is 0
 
 
@@ -65,5 +65,5 @@ def finder(folder: Path) -> Path:
         head = model.last_linear
         head.weight.zero_()
         head.bias.copy_(torch.tensor([0.0, 0.0, 1.5]))
-        head.weight[0, 0] = head.weight[1, 1] = 25.0
+        head.weight[1, 0] = head.weight[0, 1] = 25.0
     return save_weights(model, folder / "finder.safetensors", WeightsInfo(len(NAMES), NAMES, HOW, source="tests"))

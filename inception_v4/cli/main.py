@@ -24,6 +24,7 @@ COMMANDS = {
     "validate": ("inception_v4.cli.validate", "Loss, top-1 and top-5 of a weights file on labelled pictures."),
     "predict": ("inception_v4.cli.predict", "Name what is on pictures."),
     "explain": ("inception_v4.cli.explain", "Show where on pictures classes were found."),
+    "report": ("inception_v4.cli.report", "One HTML page about a run, or several compared."),
     "export": (
         "inception_v4.cli.export",
         "Write the network for ONNX Runtime, OpenVINO, PyTorch, MindSpore or Ascend chips.",

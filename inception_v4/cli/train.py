@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,6 +11,7 @@ import click
 from inception_v4.accelerator import prepare_environment
 from inception_v4.cli.options import CONTEXT, announce, config_option, dry_run_option
 from inception_v4.cli.settings import SettingsCommand, given_settings, resolve, settings
+from inception_v4.pages.extras import optional
 from inception_v4.settings.dialects import translate
 from inception_v4.settings.recipes import to_yaml
 
@@ -47,4 +50,10 @@ def command(config_file: str | None, dry_run: bool, **options: Any) -> None:
     if chosen_for_data:
         config, reasons = suit_data(config, given)
         announce(reasons)
-    run(config)
+    if config.run.report:
+        optional("jinja2", "report")  # what is missing is said before the hours of a run, not after them
+    summary = run(config)
+    if config.run.report and os.environ.get("RANK", "0") == "0":
+        from inception_v4.pages.report import write_report
+
+        announce([f"report {write_report([Path(summary['output_dir'])], device=config.run.device)[0]}"])

@@ -133,6 +133,7 @@ class Loop:
                 self.log.say(f"{len(skipped)} unreadable pictures were skipped: {', '.join(skipped[:5])}")
             self.log.say(f"weights {self.folder.best}" + (f", curves {curves}" if curves else ""))
             self.log.say(f"next: inception-v4 predict PICTURE --ckpt-path {self.folder.best}")
+            self.log.say(f"or see it all on one page: inception-v4 report {self.folder.path}")
         self.world.barrier()
         return {
             "output_dir": str(self.folder.path), "steps": job.learner.step, "best": best,

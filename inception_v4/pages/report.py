@@ -1,0 +1,170 @@
+"""A run's report, or that of several: one page without scripts, that needs no network."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from inception_v4 import __version__
+from inception_v4.accelerator import environment_report
+from inception_v4.console import progress
+from inception_v4.files import atomic_write
+from inception_v4.pages.charts import (
+    MOST_CLASSES,
+    Chart,
+    class_counts_chart,
+    confusion_chart,
+    curves,
+    reliability_chart,
+)
+from inception_v4.pages.extras import optional
+from inception_v4.pages.inspection import DataReport, inspect_data
+from inception_v4.pages.run_record import Answers, RunRecord, digest_of, read_runs, settings_that_differ
+from inception_v4.pages.scores import (
+    Reliability,
+    class_scores,
+    confident_mistakes,
+    reliability,
+    shares_right,
+    unsure_hits,
+)
+from inception_v4.pages.thumbnails import Thumbnails
+
+_PICTURES = 12  # of a gallery
+_GAP = 1.0  # percent between confidence and accuracy that is not worth a word
+
+
+def write_report(
+    folders: Sequence[Path], output: Path | None = None, *, device: str = "auto", look_through: bool = True
+) -> tuple[Path, list[Path]]:
+    """Write the page, and its charts as PNG into a folder beside it.
+
+    Args:
+        folders: run directories; their curves are compared.
+        output: the page; default `report.html` in the first directory.
+        device: what computes the heat on the thumbnails.
+        look_through: whether the data is searched for broken and repeated pictures.
+    Returns:
+        The page and the PNG files.
+    Raises:
+        NotARun: a directory holds no run.
+        MissingExtra: jinja2 is not installed.
+    """
+    jinja2 = optional("jinja2", "report")
+    runs = read_runs(list(folders))
+    output = output or runs[0].folder / "report.html"
+    with progress("writing the report", 3) as count_on:
+        data, seed = runs[0].config.data, runs[0].config.run.seed
+        found = inspect_data(data, seed) if look_through else DataReport(remark="The data was not looked through.")
+        count_on()
+        lines = curves(runs)
+        class_chart = class_counts_chart(found.counts, found.classes) if found.counts else None
+        details = [_details(run, device, alone=len(runs) == 1) for run in runs]
+        count_on()
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+        template = environment.from_string(files("inception_v4.pages").joinpath("report.html.j2").read_text("utf-8"))
+        text = template.render(
+            title=f"Report of {', '.join(run.name for run in runs)}", version=__version__,
+            written=time.strftime("%Y-%m-%d %H:%M"), summary=[_summary(run) for run in runs],
+            summary_rows=[_summary_row(run) for run in runs], curves=lines, settings=settings_that_differ(runs),
+            details=details, data=found, class_chart=class_chart, commands=[_command(run) for run in runs],
+            environment=_environment(),
+        )  # fmt: skip
+        count_on()
+    with atomic_write(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    charts = [*lines, *([class_chart] if class_chart else []), *(c for d in details for c in d.get("charts", []))]
+    return output, [_write_png(chart, output.with_name(f"{output.stem}-charts")) for chart in charts]
+
+
+def _write_png(chart: Chart, folder: Path) -> Path:
+    path = folder / f"{chart.name}.png"
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(chart.png)
+    return path
+
+
+def _summary(run: RunRecord) -> dict[str, Any]:
+    best, figures = run.best, []
+    if best is not None:
+        figures += [
+            (f"{best['top1']:.2f} %", "best top-1" + (", averaged weights" if best["averaged"] else "")),
+            (f"{best['top5']:.2f} %", "top-5"),
+            (_number(best["loss"], 4), "loss"),
+            (best["epoch"] + 1, "its epoch"),
+        ]
+    if run.train:
+        figures.append((run.train[-1]["step"], "steps"))
+        speeds = [row["images_per_second"] for row in run.train if row.get("images_per_second")]
+        figures += [(f"{speeds[-1]:.0f}", "images/s")] if speeds else []
+    return {"name": run.name, "figures": figures}
+
+
+def _summary_row(run: RunRecord) -> tuple[Any, ...]:
+    best, steps = run.best, run.train[-1]["step"] if run.train else 0
+    if best is None:
+        return run.name, "", "", "", "", steps
+    return (
+        run.name, f"{best['top1']:.2f} %", f"{best['top5']:.2f} %", _number(best["loss"], 4), best["epoch"] + 1, steps
+    )  # fmt: skip
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _details(run: RunRecord, device: str, *, alone: bool) -> dict[str, Any]:
+    """What stands in the page about the answers of a run."""
+    if run.answers is None:
+        place = shlex.quote(str(run.folder))
+        return {
+            "name": run.name,
+            "missing": "This run kept no predictions.jsonl, so nothing is known of single pictures. To get it:",
+            "remedy": f"inception-v4 validate --ckpt-path {place} --save-predictions {place}/predictions.jsonl",
+        }
+    answers, suffix = run.answers, "" if alone else f"-{run.name.replace('/', '_')}"
+    found, (top1, top5), scores = reliability(answers), shares_right(answers), class_scores(answers)
+    thumbnails = Thumbnails(run, device)
+    return {
+        "name": run.name, "missing": "", "stale": staleness(run), "pictures": len(answers.paths),
+        "top1": top1, "top5": top5, "ece": found.ece, "sureness": _sureness(answers, found),
+        "charts": [confusion_chart(answers, f"confusion{suffix}"), reliability_chart(found, f"calibration{suffix}")],
+        "shown_classes": min(len(scores), MOST_CLASSES), "hidden_classes": max(0, len(scores) - MOST_CLASSES),
+        "classes": [
+            (row.name, row.pictures, *(_number(value, 1) for value in (row.precision, row.recall, row.f1)))
+            for row in scores
+        ],
+        "mistakes": thumbnails.of(confident_mistakes(answers, _PICTURES)),
+        "unsure": thumbnails.of(unsure_hits(answers, _PICTURES)),
+    }  # fmt: skip
+
+
+def staleness(run: RunRecord) -> str:
+    """A warning where the answers are not those of the weights that lie beside them."""
+    assert run.answers is not None
+    known = run.answers.weights_sha256
+    if known is None or not run.weights.is_file() or digest_of(run.weights) == known:
+        return ""
+    return "These answers are of other weights than best.safetensors: validate again, with --save-predictions."
+
+
+def _sureness(answers: Answers, found: Reliability) -> str:
+    top1, mean = shares_right(answers)[0], 100 * float(answers.confidence.mean())
+    if abs(mean - top1) < _GAP:
+        return "on the whole it is as sure as it may be"
+    return f"it is {mean:.1f} % sure on average, {'too sure' if mean > top1 else 'less sure than it could be'}"
+
+
+def _command(run: RunRecord) -> str:
+    folder = str(run.folder)
+    return f"inception-v4 train -c {shlex.quote(folder + '/config.yaml')} --output-dir {shlex.quote(folder + '-again')}"
+
+
+def _environment() -> list[tuple[str, str]]:
+    found = environment_report()
+    devices = [line for row in found["devices"].values() if row["available"] for line in row["devices"]]
+    return [*found["versions"].items(), ("devices", ", ".join(devices))]

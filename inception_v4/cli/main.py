@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": ("inception_v4.cli.predict", "Name what is on pictures."),
     "explain": ("inception_v4.cli.explain", "Show where on pictures classes were found."),
     "report": ("inception_v4.cli.report", "One HTML page about a run, or several compared."),
+    "serve": ("inception_v4.cli.serve", "The network as an HTTP service, for programs."),
     "export": (
         "inception_v4.cli.export",
         "Write the network for ONNX Runtime, OpenVINO, PyTorch, MindSpore or Ascend chips.",

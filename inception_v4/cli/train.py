@@ -19,8 +19,9 @@ from inception_v4.settings.recipes import to_yaml
 @click.command("train", cls=SettingsCommand, context_settings=CONTEXT)
 @config_option
 @dry_run_option
+@click.option("--lr-find", is_flag=True, help="Try rising learning rates for some steps, plot them and propose one.")
 @settings()
-def command(config_file: str | None, dry_run: bool, **options: Any) -> None:
+def command(config_file: str | None, dry_run: bool, lr_find: bool, **options: Any) -> None:
     """Train or fine-tune.
 
     Without a recipe and data: the `quickstart` on drawn pictures. With --data-dir and no recipe: settings chosen for
@@ -44,15 +45,19 @@ def command(config_file: str | None, dry_run: bool, **options: Any) -> None:
         click.echo(to_yaml(config), nl=False)
         return
     prepare_environment(config.run.device)
+    from inception_v4.training.range_test import find_rate
     from inception_v4.training.suit import suit_data
-    from inception_v4.training.train import train as run
+    from inception_v4.training.train import train
 
     if chosen_for_data:
         config, reasons = suit_data(config, given)
         announce(reasons)
     if config.run.report:
         optional("jinja2", "report")  # what is missing is said before the hours of a run, not after them
-    summary = run(config)
+    if lr_find:
+        find_rate(config)
+        return
+    summary = train(config)
     if config.run.report and os.environ.get("RANK", "0") == "0":
         from inception_v4.pages.report import write_report
 

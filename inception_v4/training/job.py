@@ -22,6 +22,7 @@ class Job:
         info: how the weights are used, and where they come from.
         best: figures of the best validation so far; empty before the first.
         unvalidated: an epoch whose validation was left for later, because the run was asked to stop.
+        waited: validations in a row since then.
         skipped: messages about unreadable pictures that this process met.
     """
 
@@ -29,6 +30,7 @@ class Job:
     info: WeightsInfo
     best: dict[str, Any] = field(default_factory=dict)
     unvalidated: int | None = None
+    waited: int = 0
     skipped: set[str] = field(default_factory=set)
 
 
@@ -47,6 +49,7 @@ def capture(job: Job, settings: str) -> dict[str, Any]:
         "scaler": learner.scaler.state_dict(),
         "best": job.best,
         "unvalidated": job.unvalidated,
+        "waited": job.waited,
         "info": weights_info(job).to_dict(),
         "config": settings,
     }
@@ -74,7 +77,7 @@ def restore(job: Job, state: dict[str, Any]) -> None:
         learner.ema.module.load_state_dict(state["ema"])
         learner.ema.updates = state["ema_updates"]
     learner.course.epoch, learner.course.done, learner.course.step = epoch, done, state["step"]
-    job.best, job.unvalidated = state["best"], state.get("unvalidated")
+    job.best, job.unvalidated, job.waited = state["best"], state.get("unvalidated"), state.get("waited", 0)
 
 
 def position_of(state: dict[str, Any], course: Course) -> tuple[int, int]:

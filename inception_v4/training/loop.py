@@ -22,6 +22,7 @@ from inception_v4.training.parts import Validator
 from inception_v4.training.provenance import record_weights
 from inception_v4.training.runlog import RunLog, SilentLog
 from inception_v4.training.step import require_finite, train_one_epoch
+from inception_v4.training.stopping import EarlyEnd
 from inception_v4.training.throughput import Throughput
 from inception_v4.training.watchdog import NoWatchdog, Watchdog
 
@@ -54,6 +55,7 @@ class Loop:
         layers: which of them learn.
         stopping: signals that asked for a stop.
         unwritten: why the last checkpoint is not there; empty where it is.
+        end: what else ends the run early, and which weights are the best.
     """
 
     job: Job
@@ -65,6 +67,7 @@ class Loop:
     layers: Frozen | AllLearn = field(default_factory=AllLearn)
     log: RunLog | SilentLog = field(default_factory=SilentLog)
     stopping: list[int] = field(default_factory=list)
+    end: EarlyEnd = field(default_factory=EarlyEnd)
     profiler: Any = field(default_factory=NoProfiler)
     speed: Throughput = field(default_factory=Throughput)
     unwritten: str = ""
@@ -78,9 +81,10 @@ class Loop:
     def run_epochs(self) -> None:
         """Train, validate and save until the planned number of steps is done."""
         learner, course = self.job.learner, self.job.learner.course
+        self.end.count(self.job.waited)
         if self.job.unvalidated is not None:
             self._end_epoch(self.job.unvalidated)
-        while not course.finished:
+        while not course.finished and not self.end.reason:
             epoch = course.epoch
             if line := self.layers.begin_epoch(learner, epoch):
                 self.log.say(line)
@@ -92,18 +96,21 @@ class Loop:
                 self.speed.pause()
             else:
                 course.end_epoch()
-            if course.done == 0 or course.finished:
+            if course.done == 0 or course.finished or self.end.reason:
                 # Statistics are averaged even where no validation follows: all processes go on from one network.
                 share_statistics(self.job, self.world)
                 self._end_epoch(epoch)
+        if self.end.reason:
+            self.log.say(f"ended early: {self.end.reason}")
 
     def _end_epoch(self, epoch: int) -> None:
         """Validate and save as the settings say."""
-        finished = self.job.learner.course.finished
+        finished = self.job.learner.course.finished or bool(self.end.reason)
         if finished or is_validated(self.run, epoch):
             self.job.unvalidated = epoch
             self._validate(epoch)
             self.job.unvalidated = None
+        finished = finished or bool(self.end.reason)
         saved = (epoch + 1) % self.run.ckpt_interval == 0 or finished
         if saved:
             self._save()
@@ -125,9 +132,11 @@ class Loop:
         if self.world.is_main:
             record_weights(self.folder.path)
             curves = self.folder.draw(f"{title}: {job.learner.step} steps")
+            by = "" if self.end.figure == "top1" else f" (chosen by {self.end.figure})"
             self.log.say(
                 f"best top-1 {best['top1']:.2f} %, top-5 {best['top5']:.2f} % after epoch {best['epoch'] + 1}"
                 + (" (averaged weights)" if best["averaged"] else "")
+                + by
             )
             if skipped:
                 self.log.say(f"{len(skipped)} unreadable pictures were skipped: {', '.join(skipped[:5])}")
@@ -158,7 +167,7 @@ class Loop:
         self._unchecked -= 1
         if within and self._unchecked <= 0:
             self._stop_if_asked()
-        return course.finished
+        return course.finished or bool(self.end.reason)
 
     def _log_training(self) -> None:
         if not self._steps or self._loss is None:
@@ -199,21 +208,28 @@ class Loop:
         Raises:
             Interrupted: a signal came meanwhile; the checkpoint says that this is still to be done.
         """
-        job = self.job
+        job, course = self.job, self.job.learner.course
         self.watchdog.beat(f"validating after step {job.learner.step}")
         results = {prefix: self.validator(network, self._goes_on) for prefix, network in job.learner.networks.items()}
         self._stop_if_asked()
-        record: dict[str, Any] = {"epoch": epoch, "step": job.learner.step, "progress": epoch + 1}
+        record: dict[str, Any] = {
+            "epoch": epoch,
+            "step": job.learner.step,
+            "progress": course.moment / course.per_epoch,
+        }
         for prefix, result in results.items():
             record |= result.record(prefix)
         self.log.validation(record)
-        prefix, result = max(results.items(), key=lambda item: item[1].top1)
-        if result.top1 > job.best.get("top1", -1.0):
+        prefix, result = max(results.items(), key=lambda item: self.end.score(item[1].record()))
+        job.waited += course.done == 0  # not where time was over within an epoch
+        if not job.best or self.end.score(result.record()) > self.end.score(job.best):
+            job.waited = 0
             before, job.best = job.best, {**result.record(), "epoch": epoch, "averaged": bool(prefix)}
             network, info = job.learner.networks[prefix], weights_info(job, result)
             source = self.validator.loader.source
             if self._write(lambda: self.folder.save_best(network, info, result, source)):
                 job.best = before  # of the file that is there
+        self.end.count(job.waited)
         job.skipped |= set(result.skipped)
 
     def _goes_on(self) -> bool:
@@ -264,11 +280,17 @@ class Loop:
             )
 
     def _agreed_to_stop(self) -> bool:
-        """Whether any process was asked to stop; all of them choose the step at which they ask each other again."""
+        """Whether any process was asked to stop; all of them choose the step at which they ask each other again.
+
+        Notes also where the main process's clock says that time is over.
+        """
         now = time.monotonic()
         took, self._checked = now - self._checked, now
         done = max(1, self._planned - self._unchecked)
-        asked, seconds = self.world.sum(torch.tensor([float(bool(self.stopping)), took / done])).tolist()
+        late = self.world.is_main and self.end.out_of_time()
+        asked, seconds, over = self.world.sum(torch.tensor([bool(self.stopping), took / done, late])).tolist()
+        if over and not self.end.reason:
+            self.end.stop_for_time(self.job.learner.step)
         each = seconds / self.world.size
         self._planned = self._unchecked = max(1, min(SIGNAL_CHECK_STEPS, int(SIGNAL_CHECK_SECONDS / max(each, 1e-9))))
         return asked > 0

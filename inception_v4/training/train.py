@@ -39,6 +39,7 @@ from inception_v4.training.room import require_room_for_run
 from inception_v4.training.runlog import RunLog
 from inception_v4.training.schedule import Course, LearningRate
 from inception_v4.training.step import Learner, make_criterion
+from inception_v4.training.stopping import EarlyEnd
 from inception_v4.training.watchdog import watching
 from inception_v4.weights import WeightsInfo
 
@@ -131,7 +132,7 @@ def prepare(config: Config, accelerator: Accelerator, world: World, lock: Folder
         held_out, config.data, augmentation=augmentation, normalise=normalise, world=world,
         precision=Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp)),
     )  # fmt: skip
-    loop = Loop(job, run, world, loader, validator, folder, layers)
+    loop = Loop(job, run, world, loader, validator, folder, layers, end=EarlyEnd.of(config.schedule))
     _begin(loop, config, [*_introduction(loop, config, source, held_out), *start.messages, *_remarks(loop, config)])
     return loop
 

@@ -330,7 +330,7 @@ def test_flags_alone(given: dict[str, str], expected: dict[str, Any]) -> None:
         ({"input_size": "3 299 331"}, "a square"),
         ({"clip_mode": "agc"}, "by their norm"),
         ({"amp": "true", "amp_dtype": "float8"}, "bfloat16 or float16"),
-        ({"eval_metric": "loss"}, "best top-1"),
+        ({"layer_decay_min_scale": "0.1"}, "falls with every layer"),
     ],
 )
 def test_what_cannot_be_had_is_refused_in_one_line(given: dict[str, str], message: str) -> None:

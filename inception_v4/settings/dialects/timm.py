@@ -153,6 +153,7 @@ RULES: dict[str, Rule] = {
                          "(timm's default is 0.9998)", quiet=(False,)),
     "model_ema_decay": Renamed("ema_decay"),
     "model_ema_warmup": Valued("ema_warmup", {"true": Word(2000, "1 - exp(-t / 2000), MindCV's"), "false": 0}),
+    "eval_metric": Renamed("monitor"),
     "seed": Same(),
     "log_interval": Same(),
     "val_interval": Same(),
@@ -199,7 +200,6 @@ REFUSED = {
     "mixup_mode": "one draw per batch",
     "layer_decay_min_scale": "the rate falls with every layer",
     "layer_decay_no_opt_scale": "give freeze",
-    "eval_metric": "the best weights are those with the best top-1",
     "naflex_loader": "for vision transformers",
 }  # fmt: skip
 
@@ -224,7 +224,7 @@ IGNORED = {
 
 QUIET: dict[str, tuple[Any, ...]] = {
     "gp": (None, "avg"), "amp_impl": (None, "native"), "model_dtype": (None, "float32"), "clip_mode": (None, "norm"),
-    "train_crop_mode": (None, "rrc"), "mixup_mode": ("batch",), "eval_metric": ("top1",), "recount": (1,),
+    "train_crop_mode": (None, "rrc"), "mixup_mode": ("batch",), "recount": (1,),
     "mixup_switch_prob": (0.5,), "lr_cycle_mul": (1,), "lr_k_decay": (1,), "lr_noise_pct": (0.67,),
     "lr_noise_std": (1,), "dist_bn": ("reduce",), "warmup_prefix": (True,), "patience_epochs": (10,),
     "worker_seeding": ("all",), "head_init_scale": (None,),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -38,6 +39,17 @@ def _check_strengths(value: float | tuple[float, ...]) -> float | tuple[float, .
     return value
 
 
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def _seconds(value: Any) -> Any:
+    """`8h`, `90m`, `1h30m` and `45s` as seconds; a number is seconds."""
+    if isinstance(value, str) and re.fullmatch(r"(\d+(\.\d+)?[dhms])+", value.strip()):
+        return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([dhms])", value))
+    return value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Range = Annotated[tuple[float, float], BeforeValidator(split_list)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from inception_v4.settings.schema.forms import Positive, Section, split_list
+from inception_v4.settings.schema.forms import Positive, Seconds, Section, split_list
 
 BLOCKS = 22
 """Entries of the network's `features`."""
@@ -94,6 +94,13 @@ class Schedule(Section):
 
     epochs: Positive = Field(200, description="passes over the training pictures")
     max_steps: Positive | None = Field(None, description="stop after this many optimizer steps")
+    max_time: Annotated[Seconds, Field(gt=0)] | None = Field(
+        None, description="validate, save and end after this long, as in 8h, 90m or 1h30m; --resume auto goes on"
+    )
+    patience: Positive | None = Field(
+        None, description="end after so many validations in a row without a better monitor"
+    )
+    monitor: Literal["top1", "top5", "loss"] = Field("top1", description="figure by which weights are the best")
     start_epoch: Annotated[int, Field(ge=0)] = Field(
         0, description="first epoch, counted from 0: its learning rates and its order of the pictures"
     )

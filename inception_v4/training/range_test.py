@@ -1,0 +1,132 @@
+"""A learning rate for a run, from the losses of some steps at rising rates (Smith, arXiv 1506.01186)."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inception_v4.accelerator import select
+from inception_v4.console import say
+from inception_v4.data.loader import TrainLoader
+from inception_v4.distributed import session
+from inception_v4.files import atomic_write
+from inception_v4.settings.schema import Config
+from inception_v4.storage.lock import FolderLock
+from inception_v4.training.loop import Loop
+from inception_v4.training.schedule import LearningRate
+from inception_v4.training.step import train_one_epoch
+from inception_v4.training.train import prepare
+
+STEPS = 100
+LOWEST, HIGHEST = 1e-6, 10.0
+SMOOTHING = 0.9
+"""Weight of what came before in the moving average of the losses."""
+BLOWN_UP = 4.0
+"""The test ends where the average loss is so many times the least."""
+FEWEST = 20
+"""Steps below which losses say nothing."""
+
+
+def rising(steps: int) -> LearningRate:
+    """From `LOWEST` to `HIGHEST` by one factor a step."""
+    factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
+    return LearningRate("exponential", LOWEST, 1, steps, decay_epochs=1.0, decay_rate=factor)
+
+
+def find_rate(config: Config, steps: int = STEPS) -> dict[str, Any]:
+    """A range test with a run's own network, pictures and optimizer; writes lr_find.json and lr_find.png.
+
+    They are in a directory beside the run's own, which stays free for it. With `lr_base_batch` the rate that is
+    proposed is for that batch, as `lr` is.
+
+    Returns:
+        The rates, their smoothed losses, the proposed `lr` and the directory.
+    Raises:
+        ValueError: the losses do not fall at any rate.
+    """
+    accelerator = select(config.run.device)
+    accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
+    name = f"{config.run.output_dir or f'runs/{config.run.recipe}'}-lr-find-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = config.run.model_copy(update={"output_dir": name, "resume": None, "tensorboard": False})
+    with session(accelerator) as world, FolderLock(say) as lock:
+        loop = prepare(world.share(config.model_copy(update={"run": run})), accelerator, world, lock)
+        try:
+            losses = range_test(loop, steps)
+        finally:
+            loop.log.close()
+        rates = [*map(rising(steps), range(len(losses)))]
+        smoothed = smooth(losses)
+        found = propose(rates, smoothed) / config.optimizer.peak_lr(loop.loader.global_batch) * config.optimizer.lr
+        result = {"lr": found, "rates": rates, "losses": smoothed, "output_dir": str(loop.folder.path)}
+        if world.is_main:
+            _write(loop.folder.path, result)
+            loop.log.say(f"proposed: --lr {found:.2g} (curve {loop.folder.path / 'lr_find.png'})")
+    return result
+
+
+def range_test(loop: Loop, steps: int) -> list[float]:
+    """The mean loss over the processes of each step, until it has blown up or the steps are over."""
+    learner, losses = loop.job.learner, []
+    learner.rate = rising(steps)
+
+    def after_step(loss: Tensor, images: int) -> bool:
+        losses.append(float(loop.world.sum(loss.double())) / loop.world.size)
+        if len(losses) % loop.run.log_interval == 0:
+            loop.log.say(f"lr {learner.rate(len(losses) - 1):.2e}  loss {losses[-1]:.4f}")
+        average = smooth(losses)
+        # Every process has the same losses, and ends with the others.
+        blown_up = not math.isfinite(losses[-1]) or average[-1] > BLOWN_UP * min(average)
+        return len(losses) >= steps or (blown_up and len(losses) > FEWEST)
+
+    train_one_epoch(learner, endless(loop.loader), epoch=0, after_step=after_step)
+    return losses
+
+
+def endless(loader: TrainLoader) -> Iterator[Any]:
+    """The batches of epoch after epoch."""
+    for epoch in itertools.count():
+        yield from loader.epoch(epoch)
+
+
+def smooth(losses: Sequence[float]) -> list[float]:
+    """Moving average, corrected for its start; it ends before the first loss that is no finite number."""
+    averages, total = [], 0.0
+    for count, loss in enumerate(itertools.takewhile(math.isfinite, losses), 1):
+        total = SMOOTHING * total + (1 - SMOOTHING) * loss
+        averages.append(total / (1 - SMOOTHING**count))
+    return averages
+
+
+def propose(rates: Sequence[float], losses: Sequence[float]) -> float:
+    """The rate at which the smoothed loss falls fastest per factor of the rate, before its least value."""
+    least = min(range(len(losses)), key=losses.__getitem__)
+    falls = [losses[i - 1] - losses[i + 1] for i in range(1, least)]
+    if not falls or max(falls) <= 0:
+        raise ValueError("the loss fell at no learning rate: check the pictures and their labels, or lower batch noise")
+    return rates[1 + max(range(len(falls)), key=falls.__getitem__)]
+
+
+def _write(folder: Path, result: dict[str, Any]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with atomic_write(folder / "lr_find.json") as temporary:
+        temporary.write_text(json.dumps(result), encoding="utf-8")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    count = len(result["losses"])
+    axes.plot(result["rates"][:count], result["losses"], color="tab:blue")
+    axes.axvline(result["lr"], color="tab:orange", linestyle="--", label=f"proposed {result['lr']:.2g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (smoothed)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with atomic_write(folder / "lr_find.png") as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -109,7 +109,9 @@ class TrainLoader:
         pin_memory: bool = False,
     ) -> None:
         self.skipped: list[str] = []
-        self._sampler = EpochSampler(len(source), data, augmentation.aug_repeats, world=world, seed=seed)
+        self._sampler = EpochSampler(
+            len(source), data, augmentation.aug_repeats, world=world, seed=seed, labels=source.labels
+        )
         self.samples, self.global_batch = self._sampler.samples, self._sampler.batch
         self.steps_per_epoch = self._sampler.steps
         self._loader = _loader(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +25,9 @@ from inception_v4.data.folders import (
     picture_files,
     subfolders,
 )
+from inception_v4.data.lists import PictureList
 from inception_v4.data.pictures import ChooseBox, CorruptImage, Decoding, decode_box, read_picture
+from inception_v4.data.splits import balanced, fold_part, held_out_part
 from inception_v4.data.suffixes import Sieve
 from inception_v4.files import build_once, cache_dir
 from inception_v4.preprocessing import MAX_PIXELS
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from inception_v4.distributed import World
 
 __all__ = ["CorruptImage", "FolderSource", "Source", "Subset", "open_source"]
-
-_SPLIT_SEED = 0x5EED  # keeps the random numbers of splits and subsets apart
 
 
 class Source(ABC):
@@ -50,6 +49,10 @@ class Source(ABC):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def counts(self) -> list[int]:
+        """Pictures of each class."""
+        return np.bincount(self.labels, minlength=len(self.class_names)).tolist()
 
     @abstractmethod
     def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
@@ -67,32 +70,21 @@ class Source(ABC):
         """What to call picture `index` in a message."""
 
 
-class FolderSource(Source):
-    """Pictures in `root/<class>/`, at any depth; class index by sorted name.
+class FileSource(Source):
+    """Pictures in files.
 
     Args:
-        class_order: how names are sorted, `text` or `natural`.
+        root: what relative `files` are relative to.
         max_pixels: as in `pictures.Decoding`.
-    Raises:
-        FileNotFoundError: `root`, or every class folder, is missing.
-        ValueError: a class folder holds no pictures.
     """
 
-    def __init__(self, root: Path, *, class_order: str = "text", max_pixels: int = MAX_PIXELS) -> None:
-        self.root = root
+    def __init__(
+        self, root: Path, files: Sequence[str], labels: list[int], *, class_names: tuple[str, ...], max_pixels: int
+    ) -> None:
+        self.root, self.labels, self.class_names = root, labels, class_names
         self._max_pixels = max_pixels
-        sieve = Sieve()
-        self.class_names = class_folders(root, sieve, order=class_order)
-        self.labels, files = [], []
-        for label, name in enumerate(self.class_names):
-            found = sorted(picture_files(root / name, sieve))
-            if not found:
-                raise ValueError(no_pictures(root / name))
-            files += found
-            self.labels += [label] * len(found)
-        self.remarks = sieve.remarks(root)
         # One block of bytes: a list of a million strings would be copied into every worker by its reference counts.
-        self._files = np.array([os.fsencode(os.path.relpath(file, root)) for file in files])
+        self._files = np.array([os.fsencode(file) for file in files])
 
     def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
         return read_picture(self.name(index), Decoding(exif_rotation, self._max_pixels))
@@ -106,6 +98,31 @@ class FolderSource(Source):
 
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self._files[index])))
+
+
+class FolderSource(FileSource):
+    """Pictures in `root/<class>/`, at any depth; class index by sorted name.
+
+    Args:
+        class_order: how names are sorted, `text` or `natural`.
+        max_pixels: as in `pictures.Decoding`.
+    Raises:
+        FileNotFoundError: `root`, or every class folder, is missing.
+        ValueError: a class folder holds no pictures.
+    """
+
+    def __init__(self, root: Path, *, class_order: str = "text", max_pixels: int = MAX_PIXELS) -> None:
+        sieve = Sieve()
+        class_names = class_folders(root, sieve, order=class_order)
+        labels, files = [], []
+        for label, name in enumerate(class_names):
+            found = sorted(picture_files(root / name, sieve))
+            if not found:
+                raise ValueError(no_pictures(root / name))
+            files += [os.path.relpath(file, root) for file in found]
+            labels += [label] * len(found)
+        super().__init__(root, files, labels, class_names=class_names, max_pixels=max_pixels)
+        self.remarks = sieve.remarks(root)
 
 
 class ArraySource(Source):
@@ -165,31 +182,14 @@ def open_source(data: Data, split: str, *, world: World, seed: int, alone: bool 
         FileNotFoundError, ValueError: naming what is missing or wrong and the remedy.
     """
     assert split in ("train", "val")
-    source = _OPENERS[data.kind](data, _Wanted(split, world, seed, alone))
+    wanted = _Wanted(split, world, seed, alone)
+    source = _OPENERS[data.kind](data, wanted) if data.folds is None else _open_fold(data, wanted)
     if data.num_classes is not None and data.num_classes < len(source.class_names):
         raise ValueError(f"num_classes {data.num_classes} is less than the data's {len(source.class_names)}: raise it")
     count = data.num_samples if split == "train" else data.val_samples
     if count is None or count >= len(source):
         return source
     return Subset(source, balanced(source.labels, count, seed))
-
-
-def balanced(labels: Sequence[int], count: int, seed: int) -> list[int]:
-    """`count` indices, from every class the same number or one more (where it has them), in rising order."""
-    shuffled = _shuffled_by_class(labels, seed)
-    # The k-th picture of every class comes before the (k+1)-th of any.
-    rounds = sorted((k, label) for label, members in shuffled.items() for k in range(len(members)))
-    return sorted(shuffled[label][k] for k, label in rounds[:count])
-
-
-def _shuffled_by_class(labels: Sequence[int], seed: int) -> dict[int, list[int]]:
-    members: dict[int, list[int]] = defaultdict(list)
-    for index, label in enumerate(labels):
-        members[label].append(index)
-    return {
-        label: np.random.default_rng([_SPLIT_SEED, seed, label]).permutation(indices).tolist()
-        for label, indices in sorted(members.items())
-    }
 
 
 def _open_shapes(data: Data, wanted: _Wanted) -> Source:
@@ -242,16 +242,49 @@ def _pictures_by_class(folder: Path, data: Data) -> FolderSource:
 
 def _held_out(source: Source, data: Data, wanted: _Wanted) -> Source:
     """One side of the stratified split of `source`; no class loses its only picture."""
-    val: list[int] = []
-    for indices in _shuffled_by_class(source.labels, wanted.seed).values():
-        val += indices[: min(max(1, round(data.val_fraction * len(indices))), len(indices) - 1)]
-    if not val:
+    chosen = held_out_part(source.labels, data.val_fraction, wanted.seed)
+    if not chosen:
         raise ValueError(
             f"{data.data_dir} has no {data.folders[1]!r} folder and one picture per class: "
             "there is nothing to hold out for validation; add pictures or a validation folder"
         )
-    chosen = set(val)
     return Subset(source, [i for i in range(len(source)) if (i in chosen) == (wanted.split == "val")])
+
+
+def _open_fold(data: Data, wanted: _Wanted) -> Source:
+    """One side of one fold of the training pictures; validation pictures of their own are left aside."""
+    assert data.folds is not None
+    if data.kind == "folder":
+        root = existing_folder(data)
+        train = root / data.folders[0]
+        source: Source = _pictures_by_class(train if holds_classes(train) or data.train_split else root, data)
+    elif data.kind == "list":
+        source = _listed(PictureList(existing_list(data)), data.folders[0], data)
+    else:
+        source = _OPENERS[data.kind](data, wanted._replace(split="train", alone=True))
+    chosen = fold_part(source.labels, data.folds, data.fold, wanted.seed)
+    if not chosen:
+        raise ValueError(f"fold {data.fold} of {data.folds} is empty: {len(source)} pictures are too few for it")
+    part = Subset(source, [i for i in range(len(source)) if (i in chosen) == (wanted.split == "val")])
+    part.remarks += (f"fold {data.fold} of {data.folds}: {len(chosen)} of the training pictures are for validation",)
+    return part
+
+
+def _open_list(data: Data, wanted: _Wanted) -> Source:
+    """The rows of a split; where none is for validation, a part of the training's is held out."""
+    train, val = data.folders
+    listed = PictureList(existing_list(data))
+    if listed.has(val, asked=data.val_split is not None):
+        return _listed(listed, train if wanted.split == "train" else val, data)
+    return _held_out(_listed(listed, train, data), data, wanted)
+
+
+def _listed(pictures: PictureList, split: str, data: Data) -> FileSource:
+    classes = pictures.classes(data.class_order)
+    rows = pictures.rows_of(split)
+    labels = [classes.index(row.label) for row in rows]
+    root, files = pictures.file.parent, [row.path for row in rows]
+    return FileSource(root, files, labels, class_names=classes, max_pixels=data.max_pixels)
 
 
 def _open_imagenet(data: Data, wanted: _Wanted) -> Source:
@@ -295,10 +328,16 @@ def _open_cifar(data: Data, wanted: _Wanted) -> Source:
 _OPENERS = {
     "shapes": _open_shapes,
     "folder": _open_folder,
+    "list": _open_list,
     "imagenet": _open_imagenet,
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,
 }
+
+
+def existing_list(data: Data) -> Path:
+    """`data_dir` as the path of a list; the settings are checked to have one."""
+    return Path(str(data.data_dir)).expanduser()
 
 
 def existing_folder(data: Data) -> Path:

@@ -253,7 +253,7 @@ def _check_together(config: Config) -> None:
         raise ConfigError("scheduler multi_step needs milestones, for example --milestones 30,60,90")
     if data.dataset_download and data.dataset not in ("cifar10", "cifar100"):
         raise ConfigError(f"dataset_download with dataset={data.dataset}: only cifar10 and cifar100 can be fetched")
-    if data.dataset in ("imagenet", "folder") and data.data_dir is None and not config.run.smoke:
+    if data.dataset in ("imagenet", "folder", "list") and data.data_dir is None and not config.run.smoke:
         raise ConfigError(f"dataset={data.dataset} needs data_dir: give --data-dir FOLDER (or --smoke to try without)")
     if data.num_classes is not None and data.dataset == "shapes" and data.num_classes < data.shapes_classes:
         raise ConfigError(f"num_classes {data.num_classes} is below shapes_classes {data.shapes_classes}")

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from inception_v4.accelerator import Accelerator, DeviceError
 from inception_v4.accelerator.precision import Precision
+from inception_v4.data.class_weights import class_weights
 from inception_v4.data.loader import Batch, EvalLoader
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.sources import Source
@@ -106,6 +107,14 @@ def _preprocessing_line(weights: Weights, how: Preprocessing, given: Mapping[str
     ]
     said = f"; as you said: {', '.join(differing)}" if differing else ""
     return f"pictures are prepared as for the weights ({how}{usual}), at the run's image_size{said}"
+
+
+def weights_of_classes(choice: str | None, source: Source, classes: int, device: torch.device) -> Tensor | None:
+    """Weights [K] of the classes in the loss; 1 for outputs that the data has no class for. None: all the same."""
+    if choice is None:
+        return None
+    weights = class_weights(choice, source.counts(), source.class_names)
+    return torch.tensor(weights + [1.0] * (classes - len(weights)), device=device)
 
 
 def place(model: InceptionV4, training: Training, accelerator: Accelerator, world: World) -> nn.Module:

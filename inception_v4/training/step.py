@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -58,18 +59,27 @@ class Learner:
         return {"": self.model} | ({} if self.ema.module is None else {"ema_": self.ema.module})
 
 
-def make_criterion(loss: str, label_smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+def make_criterion(
+    loss: str, label_smoothing: float, class_weights: Tensor | None = None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Mean loss over a batch of logits [B, K] and targets int64 [B] or float [B, K].
+
+    A class's weight multiplies its part of the loss of a picture, on mixed and smoothed targets too. The mean is over
+    the pictures and not over their weights, so that batches of any composition add up to one larger batch.
 
     Smoothing spreads `label_smoothing` evenly over all K classes, on mixed targets too (as MindCV does).
     """
+    if loss == "ce" and class_weights is not None:
+        weigh = partial(F.cross_entropy, weight=class_weights, label_smoothing=label_smoothing, reduction="none")
+        return lambda logits, targets: weigh(logits, targets).mean()
     if loss == "ce":
         return lambda logits, targets: F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
     def binary(logits: Tensor, targets: Tensor) -> Tensor:
         classes = logits.shape[1]
         soft = F.one_hot(targets, classes).to(logits.dtype) if targets.ndim == 1 else targets
-        return F.binary_cross_entropy_with_logits(logits, soft * (1 - label_smoothing) + label_smoothing / classes)
+        smoothed = soft * (1 - label_smoothing) + label_smoothing / classes
+        return F.binary_cross_entropy_with_logits(logits, smoothed, weight=class_weights)
 
     return binary
 

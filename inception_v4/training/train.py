@@ -12,6 +12,7 @@ from typing import Any
 from inception_v4.accelerator import Accelerator, select
 from inception_v4.accelerator.precision import Precision
 from inception_v4.console import say
+from inception_v4.data.class_weights import counts_line
 from inception_v4.data.loader import TrainLoader
 from inception_v4.data.mixing import MixAndErase
 from inception_v4.data.normalise import Normalise
@@ -33,6 +34,7 @@ from inception_v4.training.parts import (
     place,
     start_network,
     vendor_optimizer,
+    weights_of_classes,
 )
 from inception_v4.training.provenance import describe_start, record_start
 from inception_v4.training.room import require_room_for_run
@@ -106,13 +108,14 @@ def prepare(config: Config, accelerator: Accelerator, world: World, lock: Folder
     layers = freeze_layers(network, opt, callable_of)
     amp_dtype = accelerator.amp_dtype(training.amp)
     lr = opt.peak_lr(loader.global_batch)
+    weights = weights_of_classes(training.class_weights, source, classes, accelerator.device)
     learner = Learner(
         model=network,
         compute=callable_of(network),
         optimizer=build_optimizer(network, opt, lr, fused=vendor_optimizer(opt, training, accelerator)),
         scaler=accelerator.grad_scaler(amp_dtype, training.loss_scale, fused_optimizer=training.fused_optimizer),
         rate=LearningRate.from_settings(config.schedule, lr, course.per_epoch, base=opt.lr),
-        criterion=make_criterion(training.loss, training.label_smoothing),
+        criterion=make_criterion(training.loss, training.label_smoothing, weights),
         normalise=normalise,
         mix=mix,
         precision=Precision(accelerator, amp_dtype),
@@ -183,6 +186,7 @@ def _introduction(loop: Loop, config: Config, source: Source, held_out: Source) 
         f"{learner.precision.accelerator.describe()} x {loop.world.size}, {'float32' if amp == 'off' else amp}, "
         f"{course.batch * course.accum_steps} images per step, {course.per_epoch} steps per epoch, "
         f"{config.optimizer.opt} lr {learner.rate.lr:g}, {config.schedule.epochs} epochs -> {loop.folder.path}",
+        counts_line(source.counts(), source.class_names),
         *dict.fromkeys((*source.remarks, *held_out.remarks)),
     ]
 

@@ -31,7 +31,7 @@ O3 = Word("fp16", "autocast with float32 weights and BatchNorm; O3's pure float1
 AMP = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": O3, "auto": "fp16"}
 DEVICES = {"ascend": "npu", "gpu": "cuda", "davinci": "npu"}
 DATASETS: dict[str, Any] = {
-    **{name: name for name in ("imagenet", "folder", "cifar10", "cifar100", "shapes")},
+    **{name: name for name in ("imagenet", "folder", "list", "cifar10", "cifar100", "shapes")},
     "imagefolder": "folder", "torch/cifar10": "cifar10", "torch/cifar100": "cifar100",
     "mnist": Refused("28-pixel grey digits are not offered; cifar10 and shapes are as small"),
 }  # fmt: skip

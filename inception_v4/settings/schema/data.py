@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from inception_v4.preprocessing import MAX_PIXELS
 from inception_v4.settings.schema.forms import Positive, Section
+
+LISTS = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Endings of a `data_dir` that is a list of pictures."""
 
 
 class Data(Section):
     """Pictures: where they are and how they are read."""
 
-    dataset: Literal["shapes", "imagenet", "folder", "cifar10", "cifar100"] | None = Field(
-        None, description="kind of data; default: `folder` when data_dir is given, else generated `shapes`"
+    dataset: Literal["shapes", "imagenet", "folder", "list", "cifar10", "cifar100"] | None = Field(
+        None, description="kind of data; default: `list` or `folder` when data_dir is given, else generated `shapes`"
     )
-    data_dir: str | None = Field(None, description="folder that holds the data")
+    data_dir: str | None = Field(
+        None,
+        description="folder that holds the data, or a list: a .csv, .tsv, .jsonl or .parquet with path,label[,split]",
+    )
     train_split: str | None = Field(
         None, description="sub-folder of the training pictures; default: train, or data_dir itself"
     )
@@ -26,6 +32,11 @@ class Data(Section):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.1, description="part held out for validation (stratified, seeded) where there is no folder of its own"
     )
+    folds: Annotated[int, Field(ge=2)] | None = Field(
+        None,
+        description="cross-validation: training pictures in so many parts (stratified, seeded), one for validation",
+    )
+    fold: Positive = Field(1, description="which of the folds is for validation, counted from 1")
     class_order: Literal["text", "natural"] = Field(
         "text", description="of class folders: by characters (1, 10, 2), or natural as in timm (1, 2, 10)"
     )
@@ -52,13 +63,25 @@ class Data(Section):
         MAX_PIXELS, description="most pixels of a picture: larger JPEG are decoded smaller, others are an error"
     )
     shuffle: bool = Field(True, description="new order of the training pictures in each epoch")
+    balanced_sampling: bool = Field(
+        False, description="draw from every class equally often; an epoch has as many pictures as without"
+    )
     drop_last: bool = Field(True, description="leave out the incomplete last batch of a training epoch")
     on_corrupt: Literal["error", "skip"] = Field("error", description="an unreadable picture: stop, or skip and count")
+
+    @model_validator(mode="after")
+    def _one_fold(self) -> Data:
+        if self.fold > (self.folds or 1):
+            how = f"folds is {self.folds}" if self.folds else "give folds too"
+            raise ValueError(f"fold {self.fold}: {how}")
+        return self
 
     @property
     def kind(self) -> str:
         """The data set that is meant."""
-        return self.dataset or ("folder" if self.data_dir else "shapes")
+        if self.dataset or not self.data_dir:
+            return self.dataset or "shapes"
+        return "list" if self.data_dir.lower().endswith(LISTS) else "folder"
 
     @property
     def folders(self) -> tuple[str, str]:

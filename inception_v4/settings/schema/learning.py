@@ -137,6 +137,9 @@ class Training(Section):
 
     loss: Literal["ce", "bce"] = Field("ce", description="cross-entropy, or binary cross-entropy per class")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share spread over all classes")
+    class_weights: str | None = Field(
+        None, description="weights of the classes in the loss: balanced, or a file (lines of class,weight, or JSON)"
+    )
     amp: Literal["off", "bf16", "fp16"] = Field("off", description="mixed precision; O0 is off, O1 to O3 are fp16")
     val_amp: Literal["off", "bf16", "fp16"] | None = Field(None, description="precision of validation; default amp")
     loss_scale: Annotated[float, Field(gt=0)] | Literal["dynamic"] = Field("dynamic", description="fp16: or a constant")

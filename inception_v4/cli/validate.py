@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +18,11 @@ from inception_v4.console import print_table
 from inception_v4.settings.dialects import NO_EFFECT
 from inception_v4.settings.recipes import to_yaml
 
+_ASKED = (
+    "runtime", "others", "crops", "flip", "confusion", "save_predictions", "real_labels", "data_classes_only",
+)  # fmt: skip
+"""Flags that are no settings."""
+
 VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
 
 
@@ -24,7 +30,13 @@ VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
 @config_option
 @dry_run_option
 @json_option
-@click.option("--per-class", is_flag=True, help="Also a table of the classes, worst first.")
+@click.option("--per-class", is_flag=True, help="Also a table of the classes: recall, precision, F1; worst first.")
+@click.option("--confusion", metavar="FILE", help="Write the confusion matrix: .csv or .png.")
+@click.option("--save-predictions", metavar="FILE", help="Write a row for each picture (path, label, top-5, "
+              "probabilities): .jsonl, .csv or .parquet.")  # fmt: skip
+@click.option("--real-labels", metavar="FILE", help="ImageNet: count by the reassessed labels of this real.json too.")
+@click.option("--data-classes-only", is_flag=True, help="The network may answer with the data's classes alone, as "
+              "ImageNet-A and -R are scored.")  # fmt: skip
 @runtime_option
 @views_options
 @others_option
@@ -43,21 +55,16 @@ def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bo
       inception-v4 validate --ckpt-path photos.onnx --data-dir photos/
       inception-v4 validate --pretrained --dataset imagenet --data-dir /imagenet
       inception-v4 validate --ckpt-path A.safetensors B.safetensors --crops 12 --data-dir photos/
+      inception-v4 validate --pretrained --data-dir imagenet-a/ --val-split . --data-classes-only
       inception-v4 validate --from-outputs result_Files/ --labels labels.txt
     """
-    runtime, others = options.pop("runtime"), options.pop("others")
-    crops, flip = int(options.pop("crops")), options.pop("flip")
+    asked = {name: options.pop(name) for name in _ASKED}
     outputs, labels = _outputs(options)
     if outputs and dry_run:
         click.echo(f"from_outputs: {outputs}\nlabels: {labels}")
         return
     if outputs:
-        from inception_v4.inference.outputs import score_outputs
-
-        given = {"runtime": runtime, "crops": crops > 1, "flip": flip}
-        idle = [*(name for name, value in given.items() if value), *given_settings(options)]
-        result, remarks = score_outputs(outputs, labels)
-        announce([*([f"{', '.join(idle)}{NO_EFFECT}the outputs are scored as they are"] if idle else []), *remarks])
+        result = _scored(outputs, labels, asked, given_settings(options))
         _print_validation(result, as_json=as_json, per_class=per_class)
         return
     config = resolve(config_file, options)
@@ -71,9 +78,32 @@ def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bo
     from inception_v4.data.views import Views
     from inception_v4.inference.validate import validate as run
 
-    result = run(config, runtime=runtime, views=Views(crops, flip), others=others)
+    views = Views(int(asked["crops"]), asked["flip"])
+    result = run(config, runtime=asked["runtime"], views=views, others=asked["others"], options=_result_options(asked))
     if os.environ.get("RANK", "0") == "0":
         _print_validation(result, as_json=as_json, per_class=per_class)
+
+
+def _result_options(asked: dict[str, Any]) -> Any:
+    from inception_v4.inference.results import ResultOptions
+
+    confusion, predictions, real = (
+        Path(asked[name]) if asked[name] else None for name in ("confusion", "save_predictions", "real_labels")
+    )
+    return ResultOptions(confusion, predictions, real, asked["data_classes_only"])
+
+
+def _scored(outputs: str, labels: str, asked: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The result of `--from-outputs`; what was asked for and plays no part there is said."""
+    from inception_v4.inference.outputs import score_outputs
+
+    usual = {"crops": "1"}
+    names = ("runtime", "others", "crops", "flip", "real_labels", "data_classes_only")
+    idle = [*(name for name in names if asked[name] and asked[name] != usual.get(name)), *given]
+    options = _result_options(asked | {"real_labels": None, "data_classes_only": False})
+    result, remarks = score_outputs(outputs, labels, options)
+    announce([*([f"{', '.join(idle)}{NO_EFFECT}the outputs are scored as they are"] if idle else []), *remarks])
+    return result
 
 
 def _outputs(options: dict[str, Any]) -> tuple[str | None, str]:
@@ -98,11 +128,19 @@ def _print_validation(result: dict[str, Any], *, as_json: bool, per_class: bool)
         f"loss {result['loss']:.4f}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  "
         f"({result['samples']} pictures{speed})"
     )
+    click.echo(f"macro F1 {result['macro_f1']:.2f} %  calibration error {result['ece']:.2f} %")
+    if "real_top1" in result:
+        click.echo(
+            f"reassessed labels: top-1 {result['real_top1']:.2f} %  top-5 {result['real_top5']:.2f} %  "
+            f"({result['real_samples']} pictures)"
+        )
     if per_class:
         print_table(
-            ("class", "pictures", "top-1 %", "top-5 %"),
-            [
-                (row["class"], str(row["samples"]), f"{row['top1']:.1f}", f"{row['top5']:.1f}")
-                for row in sorted(result["per_class"], key=lambda row: row["top1"])
-            ],
+            ("class", "pictures", "recall %", "precision %", "F1 %", "top-5 %"),
+            [_class_row(row) for row in sorted(result["per_class"], key=lambda row: row["top1"])],
         )
+
+
+def _class_row(row: dict[str, Any]) -> tuple[str, ...]:
+    precision = "-" if row["precision"] is None else f"{row['precision']:.1f}"
+    return row["class"], str(row["samples"]), f"{row['top1']:.1f}", precision, f"{row['f1']:.1f}", f"{row['top5']:.1f}"

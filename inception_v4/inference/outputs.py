@@ -19,7 +19,8 @@ from inception_v4.console import track
 from inception_v4.data.loader import Batch
 from inception_v4.distributed import World
 from inception_v4.inference.evaluate import evaluate
-from inception_v4.inference.metrics import class_table
+from inception_v4.inference.metrics import figures
+from inception_v4.inference.results import PLAIN, ResultOptions
 from inception_v4.inference.validate import suspicions
 from inception_v4.weights import WeightsInfo
 from inception_v4.weights.class_names import class_names_of
@@ -40,7 +41,9 @@ class OutputsError(ValueError):
     """Outputs or labels that cannot be scored; one line with the file and the remedy."""
 
 
-def score_outputs(folder: str | Path, labels: str | Path) -> tuple[dict[str, Any], list[str]]:
+def score_outputs(
+    folder: str | Path, labels: str | Path, options: ResultOptions = PLAIN
+) -> tuple[dict[str, Any], list[str]]:
     """Loss, top-1 and top-5 of the outputs in a folder, by the same arithmetic as `validate`.
 
     Args:
@@ -48,6 +51,7 @@ def score_outputs(folder: str | Path, labels: str | Path) -> tuple[dict[str, Any
             or probabilities.
         labels: JSON `{"picture": label}`, or lines `picture label` with a space, tab, comma or colon between. Pictures
             with or without folder and suffix; labels as numbers, or ImageNet's synsets where K is 1000 or 1001.
+        options: files to write.
 
     Returns:
         The result as plain values, as `validate` gives it, and remarks for people.
@@ -76,8 +80,8 @@ def score_outputs(folder: str | Path, labels: str | Path) -> tuple[dict[str, Any
         world=World(),
         batch_size=_BATCH,
     )
-    plain = {**result.record(), "weights": str(folder), "per_class": class_table(result.per_class, names)}
-    return plain, remarks + suspicions(result)
+    remarks += [f"wrote {path}" for path in options.write(result, lambda index: str(files[index]), classes=names)]
+    return {**figures(result, names), "weights": str(folder)}, remarks + suspicions(result)
 
 
 def _batches(rows: Tensor, labels: Tensor) -> Iterator[Batch]:

@@ -7,6 +7,7 @@ probability], ...], "prob_label": probability}` with up to five classes, the mos
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import torch
 
 from inception_v4.files import atomic_write
 from inception_v4.inference.evaluate import Evaluation
+from inception_v4.weights.record import METADATA_KEY
 
 PREDICTIONS = "predictions.jsonl"
 """In a run directory: of its best.safetensors."""
@@ -79,17 +81,112 @@ def write_predictions(
     weights_sha256: str | None,
 ) -> None:
     """Write the file, whole or not at all."""
-    head = {"classes": classes, "weights_sha256": weights_sha256, "top1": result.top1, "samples": result.samples}
+    head = _head(result, classes, weights_sha256)
     with atomic_write(path) as temporary, temporary.open("w", encoding="ascii") as file:
         file.write(json.dumps(head) + "\n")
         for picture in predicted_pictures(result, name):
             file.write(json.dumps(_row(picture)) + "\n")
 
 
+def _head(result: Evaluation, classes: tuple[str, ...] | None, weights_sha256: str | None) -> dict[str, Any]:
+    return {"classes": classes, "weights_sha256": weights_sha256, "top1": result.top1, "samples": result.samples}
+
+
 def _row(picture: PredictedPicture) -> dict[str, Any]:
     # Seven digits say a float32's first six exactly; a JSON without the rest is half as long.
     top = [[index, float(f"{p:.7g}")] for index, p in picture.top]
     return {"path": picture.path, "label": picture.label, "top": top, "prob_label": float(f"{picture.prob_label:.7g}")}
+
+
+def check_predictions(path: Path) -> None:
+    """Raises ValueError for a suffix of no such file, and where pyarrow is needed and not installed."""
+    if path.suffix not in _WRITERS:
+        raise ValueError(f"predictions {path}: give a file that ends in {', '.join(_WRITERS)}")
+    if path.suffix == ".parquet":
+        _parquet()
+
+
+def save_predictions(
+    path: Path,
+    result: Evaluation,
+    name: Callable[[int], str],
+    *,
+    classes: tuple[str, ...] | None,
+    weights_sha256: str | None,
+) -> None:
+    """Write a row for each picture, whole or not at all: .jsonl as `write_predictions`, .csv or .parquet."""
+    check_predictions(path)
+    _WRITERS[path.suffix](path, result, name, classes=classes, weights_sha256=weights_sha256)
+
+
+def _called(classes: tuple[str, ...] | None, index: int) -> str:
+    return classes[index] if classes and index < len(classes) else str(index)
+
+
+def _write_csv(
+    path: Path, result: Evaluation, name: Callable[[int], str], *, classes: tuple[str, ...] | None, **_: Any
+) -> None:
+    """Classes by name, with the rank in the names of the columns; the index of the label beside its name."""
+    ranks = range(1, result.top.shape[1] + 1)
+    header = [
+        "path",
+        "label",
+        "label_index",
+        "prob_label",
+        *(f"{what}{k}" for k in ranks for what in ("class", "prob")),
+    ]
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        for row in predicted_pictures(result, name):
+            ranked = [value for k, p in row.top for value in (_called(classes, k), f"{p:.7g}")]
+            writer.writerow([row.path, _called(classes, row.label), row.label, f"{row.prob_label:.7g}", *ranked])
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f".parquet needs pyarrow ({error}): pip install 'inception-v4[parquet]'") from error
+    return pyarrow
+
+
+def _write_parquet(
+    path: Path,
+    result: Evaluation,
+    name: Callable[[int], str],
+    *,
+    classes: tuple[str, ...] | None,
+    weights_sha256: str | None,
+) -> None:
+    """Lists of up to five in `top`, `top_classes` and `probabilities`; classes and top-1 in the file's metadata."""
+    arrow = _parquet()
+    rows = list(predicted_pictures(result, name))
+    columns = {
+        # Names that are no Unicode are written as Python escapes them.
+        "path": arrow.array([row.path.encode("utf-8", "backslashreplace").decode() for row in rows], arrow.string()),
+        "label": arrow.array([row.label for row in rows], arrow.int64()),
+        "label_class": arrow.array([_called(classes, row.label) for row in rows], arrow.string()),
+        "prob_label": arrow.array([row.prob_label for row in rows], arrow.float32()),
+        "top": arrow.array([[k for k, _ in row.top] for row in rows], arrow.list_(arrow.int64())),
+        "top_classes": arrow.array(
+            [[_called(classes, k) for k, _ in r.top] for r in rows], arrow.list_(arrow.string())
+        ),
+        "probabilities": arrow.array([[p for _, p in row.top] for row in rows], arrow.list_(arrow.float32())),
+    }
+    head = json.dumps(_head(result, classes, weights_sha256))
+    with atomic_write(path) as temporary:
+        arrow.parquet.write_table(arrow.table(columns, metadata={METADATA_KEY: head}), temporary)
+
+
+_WRITERS: dict[str, Callable[..., None]] = {
+    ".jsonl": write_predictions,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}
 
 
 def read_predictions(path: Path) -> Predictions:

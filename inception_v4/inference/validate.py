@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,20 +18,27 @@ from inception_v4.data.loader import EvalLoader
 from inception_v4.data.sources import Source, open_source
 from inception_v4.data.views import ONE, Views
 from inception_v4.distributed import World, session
+from inception_v4.files import sha256_of
 from inception_v4.inference.data_record import validation_data
-from inception_v4.inference.ensemble import open_others, ready
+from inception_v4.inference.ensemble import Ready, open_others, ready
 from inception_v4.inference.evaluate import Evaluation, evaluate
-from inception_v4.inference.metrics import class_table
-from inception_v4.inference.network import accelerator_for, open_network, runtime_for
+from inception_v4.inference.metrics import figures
+from inception_v4.inference.network import OpenNetwork, accelerator_for, open_network, runtime_for
+from inception_v4.inference.results import PLAIN, ResultOptions
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.settings.schema import Config, Data
+from inception_v4.settings.schema import Config, Data, Network
 from inception_v4.weights.class_names import class_names_of
 from inception_v4.weights.record import WeightsInfo
-from inception_v4.weights.source import PRETRAINED
+from inception_v4.weights.source import PRETRAINED, locate
 
 
 def validate(
-    config: Config, *, runtime: str | None = None, views: Views = ONE, others: Sequence[str] = ()
+    config: Config,
+    *,
+    runtime: str | None = None,
+    views: Views = ONE,
+    others: Sequence[str] = (),
+    options: ResultOptions = PLAIN,
 ) -> dict[str, Any]:
     """Loss, top-1 and top-5 (percent) of a weights or exported file over the validation pictures, each counted once.
 
@@ -40,10 +49,9 @@ def validate(
         runtime: what runs the file; default: by its suffix.
         views: of each picture, over which probabilities are averaged.
         others: more files like it, over which they are averaged too. The first says which pictures and classes.
+        options: files to write, and other ways to count.
     """
-    source = PRETRAINED if config.network.pretrained else config.network.ckpt_path
-    if source is None:
-        raise ValueError("nothing to validate: give --ckpt-path FILE or --pretrained")
+    source = _source(config.network)
     chosen = runtime_for(source, runtime)
     accelerator = accelerator_for(chosen, config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
@@ -59,19 +67,16 @@ def validate(
         amp = config.training.val_amp or config.training.amp
         it = ready([network, *more], given, views, amp=amp, batch_size=batch_size)
         labelled = labelled_pictures(config, source, network.info, world)
+        options.check_classes(labelled.names)
         loader = EvalLoader(
             labelled.pictures, it.preprocessing, batch_size=it.pictures, workers=config.data.workers, world=world,
             on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory, views=views,
         )  # fmt: skip
         if world.is_main:
-            for message in [*(line for each in (network, *more) for line in each.messages), *labelled.remarks]:
-                say(message)
-            engine = f"{network.engine} x {world.size}"
-            several = f", mean of {it.networks} networks" if it.networks > 1 else ""
-            say(f"{labelled.title}, {it.preprocessing.image_size} px{views}{several}, {engine}")
+            _introduce([network, *more], it, labelled, str(views), processes=world.size)
         started = time.perf_counter()
         result = evaluate(
-            it.model,
+            only_classes(it.model, labelled.pictures.labels) if options.data_classes_only else it.model,
             track(loader, "validating", len(loader)) if world.is_main else loader,
             prepare=it.prepare,
             precision=it.precision,
@@ -80,10 +85,52 @@ def validate(
         )
         seconds = time.perf_counter() - started
         if world.is_main:
-            for warning in [*suspicions(result), *other_order(result, labelled.found, labelled.names)]:
-                say(warning)
-    shown = {"weights": [source, *others] if others else source, "crops": views.crops, "flip": views.flip}
-    return report(result, it.preprocessing, seconds, labelled.names) | shown
+            _warn_and_write(result, labelled, options, source=None if others else source)
+    return {
+        **figures(result, labelled.names),
+        **options.further_figures(result, labelled.pictures.name, labelled.names),
+        "skipped": len(result.skipped), "images_per_second": result.samples / seconds,
+        "weights": [source, *others] if others else source, "preprocessing": it.preprocessing.to_dict(),
+        "crops": views.crops, "flip": views.flip,
+    }  # fmt: skip
+
+
+def _source(network: Network) -> str:
+    source = PRETRAINED if network.pretrained else network.ckpt_path
+    if source is None:
+        raise ValueError("nothing to validate: give --ckpt-path FILE or --pretrained")
+    return source
+
+
+def _introduce(networks: Sequence[OpenNetwork], it: Ready, labelled: Labelled, views: str, *, processes: int) -> None:
+    """What is about to be validated, by what, on which pictures."""
+    for message in [*(line for network in networks for line in network.messages), *labelled.remarks]:
+        say(message)
+    several = f", mean of {it.networks} networks" if it.networks > 1 else ""
+    engine = f"{networks[0].engine} x {processes}"
+    say(f"{labelled.title}, {it.preprocessing.image_size} px{views}{several}, {engine}")
+
+
+def _warn_and_write(result: Evaluation, labelled: Labelled, options: ResultOptions, *, source: str | None) -> None:
+    """What looks wrong, and the files that were asked for; `source` is None for an ensemble."""
+    for warning in [*suspicions(result), *other_order(result, labelled.found, labelled.names)]:
+        say(warning)
+    sha256 = sha256_of(locate(source).path) if source and Path(source).exists() else None
+    for path in options.write(result, labelled.pictures.name, classes=labelled.names, weights_sha256=sha256):
+        say(f"wrote {path}")
+
+
+def only_classes(model: Callable[[Tensor], Tensor], labels: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """`model` that can answer with the classes among `labels` alone, as ImageNet-A and -R are scored."""
+    kept = torch.tensor(sorted(set(labels)))
+
+    def restricted(images: Tensor) -> Tensor:
+        outputs = model(images).float()
+        return torch.full_like(outputs, -math.inf).index_copy_(
+            1, kept.to(outputs.device), outputs.index_select(1, kept.to(outputs.device))
+        )
+
+    return restricted
 
 
 class Labelled(NamedTuple):
@@ -177,6 +224,10 @@ def match_labels(
     if names is not None and set(found) <= {name for name, count in Counter(names).items() if count == 1}:
         position = {name: index for index, name in enumerate(names)}
         return Relabelled(source, [position[name] for name in found], names), []
+    if names is not None and set(found) == set(map(str, range(num_classes))):
+        # ImageNet-V2's folders: they can mean nothing else.
+        remark = f"folders 0 to {num_classes - 1} are taken as indices of the network's classes"
+        return Relabelled(source, [int(name) for name in found], names), [remark]
     if asked is None and len(found) != num_classes:
         raise ValueError(
             f"the data has {len(found)} classes ({', '.join(found[:3])}, ...) and the weights {num_classes}, with "
@@ -235,16 +286,3 @@ def other_order(result: Evaluation, found: tuple[str, ...], names: tuple[str, ..
         f"classes look ordered otherwise: of {int(differ.sum())} pictures {now:.2f} % are named right, and "
         f"{hits:.2f} % if class folders were numbered in {order} order ({', '.join(other[:3])}, ...): {remedy}"
     ]
-
-
-def report(
-    result: Evaluation, preprocessing: Preprocessing, seconds: float, names: tuple[str, ...] | None
-) -> dict[str, Any]:
-    """The result as plain values: percentages, counts, and what they were measured with."""
-    return {
-        **result.record(),
-        "skipped": len(result.skipped),
-        "images_per_second": result.samples / seconds,
-        "preprocessing": preprocessing.to_dict(),
-        "per_class": class_table(result.per_class, names),
-    }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from linear_networks import NAMES, linear_network, matrix, noise
 from photos import encoded
 from PIL import Image
 from running import run as run_processes
@@ -16,40 +17,11 @@ from inception_v4.cli.main import run
 from inception_v4.data.augment import eval_transform
 from inception_v4.data.pictures import read_picture
 from inception_v4.data.views import Views
-from inception_v4.inference.network import Signature, export_description
 from inception_v4.inference.predict import Predictor
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.weights import WeightsInfo
-from inception_v4.weights.record import METADATA_KEY
 
-NAMES = ("ape", "bear", "cat")
 HOWS = (Preprocessing(image_size=75), Preprocessing(image_size=75, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)))
 """An ensemble's networks normalise each in its own way."""
-
-
-def matrix(seed: int) -> np.ndarray:
-    """Of a network of one layer that sees where things are, [3 * 75 * 75, 3]."""
-    return np.random.default_rng(seed).normal(0, 0.03, (3 * 75 * 75, 3)).astype(np.float32)
-
-
-def network(path: Path, seed: int, how: Preprocessing, names: tuple[str, ...] = NAMES) -> Path:
-    onnx = pytest.importorskip("onnx")
-    from onnx import TensorProto, helper, numpy_helper
-
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, how.image_size, how.image_size])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 3])
-    columns = matrix(seed)[:, [NAMES.index(name) for name in names]]
-    weight = numpy_helper.from_array(np.resize(columns, (3 * how.image_size**2, 3)), "weight")
-    nodes = [
-        helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
-    ]
-    graph = helper.make_graph(nodes, "linear", [image], [logits], [weight])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    info = WeightsInfo(3, names, how, source="tests")
-    helper.set_model_props(model, {METADATA_KEY: export_description(info, Signature())})
-    onnx.save(model, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +29,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two networks; the second has its classes in another order."""
     folder = tmp_path_factory.mktemp("pair")
     return (
-        network(folder / "a.onnx", 0, HOWS[0]),
-        network(folder / "b.onnx", 1, HOWS[1], ("cat", "ape", "bear")),
+        linear_network(folder / "a.onnx", 0, HOWS[0]),
+        linear_network(folder / "b.onnx", 1, HOWS[1], ("cat", "ape", "bear")),
     )
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven pictures of noise in three classes, of several shapes."""
-    root, rng = tmp_path_factory.mktemp("data") / "val", np.random.default_rng(2)
-    for number in range(7):
-        folder = root / NAMES[number % 3]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 256, (90 + number, 110 - 5 * number, 3), dtype=np.uint8)
-        (folder / f"{number}.png").write_bytes(encoded(Image.fromarray(pixels), "PNG"))
-    return root.parent
+    return noise(tmp_path_factory.mktemp("data"))
 
 
 def probabilities(file: Path, seed: int, how: Preprocessing, views: Views) -> np.ndarray:
@@ -126,8 +91,8 @@ def test_the_mean_of_probabilities_is_validated_and_predicted(
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(pair: tuple[Path, Path], data: Path) -> None:
-    words = (
+def test_two_processes_give_what_one_gives(pair: tuple[Path, Path], data: Path, tmp_path: Path) -> None:
+    words = [
         "validate",
         "--ckpt-path",
         *map(str, pair),
@@ -135,11 +100,17 @@ def test_two_processes_give_what_one_gives(pair: tuple[Path, Path], data: Path) 
         "--crops=12",
         "--batch-size=32",
         "--json",
-    )
-    done = run_processes(*words, "--workers=0", "--device=cpu", processes=2)
-    found = json.loads(done.stdout)
-    rows = expected(data, 2, Views(12))
-    assert found["samples"] == 7 and found["loss"] == pytest.approx(loss(rows, data), abs=2e-5)
+    ]
+    found, kept = [], []
+    for processes in (1, 2):
+        file = tmp_path / f"{processes}.jsonl"
+        done = run_processes(*words, "--workers=0", "--device=cpu", f"--save-predictions={file}", processes=processes)
+        found.append(json.loads(done.stdout))
+        kept.append(file.read_text())
+    same = ("loss", "top1", "top5", "samples", "macro_f1", "ece")
+    assert [found[1][name] for name in same] == [found[0][name] for name in same], "to the last bit"
+    assert kept[0] == kept[1] and len(kept[0].splitlines()) == 8
+    assert found[1]["loss"] == pytest.approx(loss(expected(data, 2, Views(12)), data), abs=2e-5)
 
 
 def test_batches_of_any_size_give_the_same_probabilities(pair: tuple[Path, Path], data: Path) -> None:
@@ -154,8 +125,8 @@ def test_batches_of_any_size_give_the_same_probabilities(pair: tuple[Path, Path]
 def test_networks_that_do_not_go_together_are_refused(
     pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    size = network(tmp_path / "size.onnx", 0, Preprocessing(image_size=80))
-    names = network(tmp_path / "names.onnx", 0, HOWS[0], NAMES)
+    size = linear_network(tmp_path / "size.onnx", 0, Preprocessing(image_size=80))
+    names = linear_network(tmp_path / "names.onnx", 0, HOWS[0], NAMES)
     other = names.read_bytes().replace(b"bear", b"boar")
     (tmp_path / "boar.onnx").write_bytes(other)
     picture = tmp_path / "a.png"

@@ -30,6 +30,7 @@ class Ready(NamedTuple):
         pictures: in a batch.
         preprocessing: how pictures become uint8.
         networks: their number.
+        crop_pct_is_idle: it was given, and the views are not cut by it.
     """
 
     model: Callable[[Tensor], Tensor]
@@ -38,6 +39,7 @@ class Ready(NamedTuple):
     pictures: int
     preprocessing: Preprocessing
     networks: int = 1
+    crop_pct_is_idle: bool = False
 
 
 def open_others(
@@ -94,7 +96,8 @@ def ready(
         return Ready(networks[0].model, prepared[0], precision, batch_size, how)
     models = [_prepared(network.model, prepare) for network, prepare in zip(networks, prepared, strict=True)]
     model = _mean(models, mirrored=views.mirrored, batch_size=batch_size)
-    return Ready(model, _as_they_are, precision, max(1, batch_size // len(views)), how, len(networks))
+    pictures, idle = max(1, batch_size // len(views)), views.crops > 1 and given.get("crop_pct") is not None
+    return Ready(model, _as_they_are, precision, pictures, how, len(networks), idle)
 
 
 def _as_they_are(images: Tensor) -> Tensor:

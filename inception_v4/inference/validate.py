@@ -106,6 +106,8 @@ def _introduce(networks: Sequence[OpenNetwork], it: Ready, labelled: Labelled, v
     """What is about to be validated, by what, on which pictures."""
     for message in [*(line for network in networks for line in network.messages), *labelled.remarks]:
         say(message)
+    if it.crop_pct_is_idle:
+        say("crop_pct has no effect: the papers' crops have sizes of their own (docs/evaluation.md)")
     several = f", mean of {it.networks} networks" if it.networks > 1 else ""
     engine = f"{networks[0].engine} x {processes}"
     say(f"{labelled.title}, {it.preprocessing.image_size} px{views}{several}, {engine}")

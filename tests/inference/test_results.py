@@ -196,6 +196,23 @@ def test_validate_writes_what_it_was_asked_for(tmp_path: Path, capsys: pytest.Ca
     matrix = [[int(n) for n in row[1:]] for row in list(csv.reader(files[0].read_text().splitlines()))[1:]]
     assert sum(map(sum, matrix)) == 7 and [sum(row) for row in matrix] == [3, 2, 2]
     assert sum(matrix[k][k] for k in range(3)) == sum(row["label"] == row["top"][0] for row in rows)
+    assert run([*words, "--crops=10", "--crop-pct=0.9", "--json"]) == 0
+    assert "crop_pct has no effect" in capsys.readouterr().err
     before = set(tmp_path.iterdir())
     assert run([*words, "--confusion=m.txt"]) == 1 and set(tmp_path.iterdir()) == before
     assert "give a file that ends in .csv or .png" in capsys.readouterr().err
+
+
+def test_some_of_the_classes_in_plain_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As ImageNet-A and -R come: class folders alone, of a part of the network's classes."""
+    network, data = linear_network(tmp_path / "a.onnx", 0, Preprocessing(image_size=75)), noise(tmp_path, NAMES[::2])
+    words = ["validate", "--ckpt-path", str(network), f"--data-dir={data / 'val'}", "--val-split=.", "--device=cpu"]
+    answers = []
+    for further in ([], ["--data-classes-only"]):
+        file = tmp_path / f"{len(further)}.jsonl"
+        assert run([*words, "--workers=0", f"--save-predictions={file}", "--json", *further]) == 0
+        found = json.loads(capsys.readouterr().out)
+        pictures = read_predictions(file).pictures
+        assert found["samples"] == 7 and {picture.label for picture in pictures} == {0, 2}
+        answers.append({k for picture in pictures for k, p in picture.top if p > 0})
+    assert answers == [{0, 1, 2}, {0, 2}]

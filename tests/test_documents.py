@@ -1,4 +1,4 @@
-"""README.md, CONTRIBUTING.md and docs/: their commands are parsed by the real command line, their paths exist."""
+"""README*.md, CONTRIBUTING.md and docs/: their commands are parsed by the real command line, their paths exist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from inception_v4.cli.main import cli
 from inception_v4.settings.recipes import find_recipe
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 PROGRAM = re.compile(r"(?:^|\s)(?:\S*inception-v4|\S*python3? (?:-m inception_v4|tools/(\w+)\.py)|torchrun .*? "
                      r"(?:-m inception_v4|tools/(\w+)\.py))(?:\s+(.*))?$")  # fmt: skip
@@ -102,7 +102,8 @@ inception-v4 is not python
     ])  # fmt: skip
     per_document = {path.name: sum(1 for _ in commands(path.read_text())) for path in DOCUMENTS}
     assert all(per_document[name] >= least for name, least in
-               {"README.md": 17, "ascend.md": 8, "conversion.md": 6, "export.md": 6}.items()), per_document  # fmt: skip
+               {"README.md": 17, "README_zh.md": 17, "ascend.md": 8, "ascend_zh.md": 8, "conversion.md": 6,
+                "export.md": 6}.items()), per_document  # fmt: skip
 
 
 @pytest.mark.parametrize(

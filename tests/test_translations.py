@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from itertools import zip_longest
 from pathlib import Path
 from urllib.parse import unquote
@@ -19,7 +20,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("ascend", "conversion"))]
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("ascend", "conversion", "coming-from"))]
 """The English pages that are there in Chinese too, as `<name>_zh.md` beside them."""
 
 UNITS = {
@@ -42,6 +43,10 @@ class Part:
     line: int
     text: str
     facts: dict[str, Counter[str]]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kind, str({what: sorted(held.elements()) for what, held in self.facts.items()})
 
 
 @dataclass
@@ -170,32 +175,34 @@ def differences(page: Path, english: str, chinese: str) -> list[str]:
 
 
 def between(ours: Section, theirs: Section) -> Iterator[str]:
-    pairs = list(zip(ours.parts, theirs.parts, strict=False))
-    odd = next(((a, b) for a, b in pairs if a.kind != b.kind), None)
-    if odd or len(ours.parts) != len(theirs.parts):
-        rest = [*ours.parts[len(pairs) :], *theirs.parts[len(pairs) :]]
-        said = " and ".join(f"line {part.line} ({part.kind}): {part.text[:60]!r}" for part in odd or rest[:1])
-        yield (
-            f"{len(ours.parts)} parts (paragraphs, cells, code blocks), in Chinese {len(theirs.parts)}. The first "
-            f"that has no counterpart: {said}"
-        )
-        return
-    for a, b in pairs:
-        differ = {what: held for what, held in a.facts.items() if held != b.facts[what]}
-        for what, held in differ.items():
-            less, more = held - b.facts[what], b.facts[what] - held
-            yield (
-                f"{what} of {a.text[:60]!r} (line {a.line}; {b.line} in Chinese): only in English "
-                f"{sorted(less.elements())}, only in Chinese {sorted(more.elements())}"
-            )
-        if not differ and b.kind != "code" and not re.search(CHINESE, b.text) and not_translated(a.text, b.text):
-            yield f"line {b.line} in Chinese is neither translated nor the English one: {b.text[:60]!r}"
+    """Parts are laid beside each other by their kinds and facts, so that one part left out is named as that."""
+    matcher = SequenceMatcher(None, *([part.key for part in section.parts] for section in (ours, theirs)), False)
+    for _, start, end, their_start, their_end in matcher.get_opcodes():
+        here, there = ours.parts[start:end], theirs.parts[their_start:their_end]
+        if [part.kind for part in here] == [part.kind for part in there]:
+            for pair in zip(here, there, strict=True):
+                yield from differing(*pair)
+            continue
+        shown = [[f"line {part.line}: {part.text[:60]!r}" for part in parts] for parts in (here, there)]
+        yield f"paragraphs, cells or code blocks only in English {shown[0]}, only in Chinese {shown[1]}"
+
+
+def differing(ours: Part, theirs: Part) -> Iterator[str]:
+    where = f"{ours.text[:60]!r} (line {ours.line}; {theirs.line} in Chinese)"
+    for what, held in ours.facts.items():
+        less, more = held - theirs.facts[what], theirs.facts[what] - held
+        if less or more:
+            yield f"{what} of {where}: only in English {[*less.elements()]}, only in Chinese {[*more.elements()]}"
+    if ours.key == theirs.key and ours.kind != "code" and not_translated(ours.text, theirs.text):
+        yield f"{where} is neither translated nor the English one: {theirs.text[:60]!r}"
 
 
 def not_translated(english: str, chinese: str) -> bool:
-    """Of a part without a Chinese word: a name or a figure that differs, or a whole sentence that is still English."""
+    """Of a part without a Chinese word: a name that differs, or a whole sentence that is still English."""
+    if re.search(CHINESE, chinese):
+        return False
     plain = ["".join(text.translate(HALF_WIDTH).split()) for text in (english, chinese)]
-    words = re.findall(r"(?<![\w-])[a-z]{2,}\b", re.sub(r"`.*?`|\]\(.*?\)", "", chinese))
+    words = re.findall(r"(?<![\w-])[a-z]{2,}\b", re.sub(r"`.*?`|\]\(.*?\)|\S+ -> \S+", "", chinese))
     return plain[0] != plain[1] or len(words) >= 3
 
 
@@ -294,11 +301,11 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "a figure's unit left out": ("2.5 倍", "2.5", "2.5 times"),
     "a cell": ("| 0.045 |", "| 0.45 |", "0.045"),
     "a name in a cell": ("| torch-npu |", "| torch-cpu |", "neither translated"),
-    "a row": ("| 名称 | torch-npu |\n", "", "has no counterpart"),
+    "a row": ("| 名称 | torch-npu |\n", "", "only in English [\"line 8: 'names'\""),
     "code in a sentence": ("`train`", "`validate`", "'train'"),
     "a link": ("_zh.md#格式", "_zh.md#权重", "conversion.md, heading 2"),
     "emphasis": ("**8 张卡**", "8 张卡", "strong_open"),
-    "a list's item": ("8 位\n", "8 位\n- 其他\n", "has no counterpart"),
+    "a list's item": ("8 位\n", "8 位\n- 其他\n", "only in Chinese [\"line 15: '其他'\"]"),
     "a heading": ("```\ni", "## 训练\n```\ni", "1 headings, in Chinese 2"),
     "English left": ("把 BatchNorm 的 float32 导出为 8 位", "8-bit export of BatchNorm and float32", "neither"),
 }  # fmt: skip

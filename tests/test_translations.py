@@ -322,13 +322,14 @@ def test_a_planted_fault_is_seen(fault: str, cards: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_a_figure_changed_in_a_real_page_is_seen(page: Path) -> None:
-    """In the English page: its first figure, one in the middle, the last one."""
+def test_a_change_of_a_real_page_is_seen(page: Path) -> None:
+    """In the English page: another digit or another flag, at the first and the last place of each."""
     english, chinese = page.read_text(), in_chinese(page).read_text()
-    places = [match.start() for match in re.finditer(r"(?<![\w.#-])\d(?=[\d.]* )", english)]
-    for place in (places[0], places[len(places) // 2], places[-1]):
-        changed = f"{english[:place]}{(int(english[place]) + 1) % 10}{english[place + 1 :]}"
-        assert len(differences(page, changed, chinese)) >= 1, english[place - 60 : place + 20]
+    for pattern, other in ((r"(?<![\w.#-])\d(?=[\d.]* )", lambda old: str(9 - int(old))), (r" --\w+", "{}x".format)):
+        places = [*re.finditer(pattern, english)]
+        for match in (places[0], places[-1]):
+            changed = english[: match.start()] + other(match[0]) + english[match.end() :]
+            assert len(differences(page, changed, chinese)) == 1, changed[match.start() - 60 : match.end() + 20]
 
 
 @pytest.mark.parametrize(

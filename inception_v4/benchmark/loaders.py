@@ -14,9 +14,10 @@ from inception_v4.accelerator import Accelerator
 from inception_v4.console import track
 from inception_v4.data.folders import holds_classes
 from inception_v4.data.loader import TrainLoader, on_device, worker_count
+from inception_v4.data.local import existing_folder
 from inception_v4.data.mixing import MixAndErase
 from inception_v4.data.normalise import Normalise
-from inception_v4.data.sources import FolderSource, Source, Subset, existing_folder
+from inception_v4.data.sources import FolderSource, Source, Subset
 from inception_v4.distributed import World
 from inception_v4.settings.schema import Augmentation, Data
 

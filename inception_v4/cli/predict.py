@@ -70,7 +70,9 @@ def _predictor(options: dict[str, Any]) -> Any:
     if options["pretrained"] == bool(options["ckpt_path"]):
         raise click.UsageError(f"give --ckpt-path FILE or --pretrained, one of them{_newest_run()}")
     from inception_v4.inference.network import accelerator_for, runtime_for
+    from inception_v4.weights.source import local_weights
 
+    sources = tuple(map(local_weights, sources))
     accelerator_for(runtime_for(sources[0], options["runtime"]), options["device"]).activate()
     predictor = module.Predictor(
         sources, runtime=options["runtime"], device=options["device"], amp=options["amp"],

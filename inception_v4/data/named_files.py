@@ -16,6 +16,8 @@ from inception_v4.data.pictures import CorruptImage, Decoding, read_picture
 from inception_v4.data.sources import Source
 from inception_v4.data.suffixes import Sieve, remedy
 from inception_v4.preprocessing import MAX_PIXELS
+from inception_v4.settings.addresses import SCHEMES, is_address
+from inception_v4.storage.fetch import local_copy
 
 STANDARD_INPUT = "-"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -51,7 +53,8 @@ def pictures_in(arguments: Sequence[str], lines: Iterable[bytes] = ()) -> list[s
     """The pictures named, in that order; those of a folder or a pattern sorted. What is passed over is said.
 
     Args:
-        arguments: files, folders (searched through), patterns (`**` for folders at any depth), or "-" for `lines`.
+        arguments: files, folders (searched through), addresses of either (copied here), patterns (`**` for folders at
+            any depth), or "-" for `lines`.
         lines: names of files and folders, one a line.
 
     Raises:
@@ -88,6 +91,8 @@ def _wrong_name(name: str) -> str | None:
 def _spelled_out(argument: str, lines: Iterable[bytes]) -> Iterator[str]:
     if argument == STANDARD_INPUT:
         yield from filter(None, (os.fsdecode(line.rstrip(b"\r\n")) for line in lines))
+    elif is_address(argument) and argument.partition("://")[0] in SCHEMES:
+        yield local_copy(argument)
     elif glob.has_magic(argument) and not os.path.exists(argument):
         yield from _matches(argument) or [argument]
     else:

@@ -26,6 +26,7 @@ from inception_v4.data.folders import (
     subfolders,
 )
 from inception_v4.data.lists import PictureList
+from inception_v4.data.local import existing_folder, existing_list, local_data
 from inception_v4.data.pictures import ChooseBox, CorruptImage, Decoding, decode_box, read_picture
 from inception_v4.data.splits import balanced, fold_part, held_out_part
 from inception_v4.data.suffixes import Sieve
@@ -182,6 +183,7 @@ def open_source(data: Data, split: str, *, world: World, seed: int, alone: bool 
         FileNotFoundError, ValueError: naming what is missing or wrong and the remedy.
     """
     assert split in ("train", "val")
+    data = local_data(data, world)
     wanted = _Wanted(split, world, seed, alone)
     source = _OPENERS[data.kind](data, wanted) if data.folds is None else _open_fold(data, wanted)
     if data.num_classes is not None and data.num_classes < len(source.class_names):
@@ -333,18 +335,3 @@ _OPENERS = {
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,
 }
-
-
-def existing_list(data: Data) -> Path:
-    """`data_dir` as the path of a list; the settings are checked to have one."""
-    return Path(str(data.data_dir)).expanduser()
-
-
-def existing_folder(data: Data) -> Path:
-    """`data_dir` as a path; raises ValueError where it is not given, FileNotFoundError where it is not there."""
-    if not data.data_dir:
-        raise ValueError(f"dataset {data.dataset} needs data_dir, the folder that holds the pictures")
-    root = Path(data.data_dir).expanduser()
-    if not root.is_dir():
-        raise FileNotFoundError(missing(root, "data_dir"))
-    return root

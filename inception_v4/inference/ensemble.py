@@ -15,6 +15,7 @@ from inception_v4.inference.network import OpenNetwork, accelerator_for, open_ne
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsInfo
 from inception_v4.weights.class_names import class_names_of
+from inception_v4.weights.source import local_weights
 
 _PER_NETWORK = ("mean", "std")
 """What is done to the same pixels for each network by itself."""
@@ -57,7 +58,7 @@ def open_others(
         ValueError: other classes, other channels, pictures that are resized or cropped otherwise, another place to run.
     """
     others = []
-    for source in sources:
+    for source in map(local_weights, sources):
         chosen = runtime_for(source, runtime)
         accelerator = accelerator_for(chosen, device)
         if accelerator.device != beside.accelerator.device:

@@ -15,6 +15,7 @@ from torch import Tensor
 from inception_v4.console import say, track
 from inception_v4.data.folders import in_order
 from inception_v4.data.loader import EvalLoader
+from inception_v4.data.local import local_data
 from inception_v4.data.sources import Source, open_source
 from inception_v4.data.views import ONE, Views
 from inception_v4.distributed import World, session
@@ -29,7 +30,7 @@ from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Config, Data, Network
 from inception_v4.weights.class_names import class_names_of
 from inception_v4.weights.record import WeightsInfo
-from inception_v4.weights.source import PRETRAINED, locate
+from inception_v4.weights.source import PRETRAINED, local_weights, locate
 
 
 def validate(
@@ -51,7 +52,7 @@ def validate(
         others: more files like it, over which they are averaged too. The first says which pictures and classes.
         options: files to write, and other ways to count.
     """
-    source = _source(config.network)
+    source = local_weights(_source(config.network))
     chosen = runtime_for(source, runtime)
     accelerator = accelerator_for(chosen, config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
@@ -155,7 +156,7 @@ class Labelled(NamedTuple):
 def labelled_pictures(config: Config, source: str, info: WeightsInfo, world: World) -> Labelled:
     """The pictures to validate `source` on, which says `info` of itself."""
     given_seed = config.run.seed if "seed" in config.run.model_fields_set else None
-    data, seed = validation_data(config.data, given_seed, source=source, info=info)
+    data, seed = validation_data(local_data(config.data, world), given_seed, source=source, info=info)
     seed = config.run.seed if seed is None else seed
     pictures = open_source(data, "val", world=world, seed=seed, alone=True)
     names, found = class_names_of(info), pictures.class_names

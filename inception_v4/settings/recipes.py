@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from inception_v4.settings.addresses import is_address, redacted, require_plain
 from inception_v4.settings.dialects import FLAGS, DialectError, translate
 from inception_v4.settings.schema import OPTIMIZER_NUMBERS, Config
 
@@ -218,12 +219,25 @@ def _explain(error: ValidationError) -> str:
         elif not any(line.startswith(f"{name}=") for line in lines):
             # A union reports each of its members: the first says enough.
             field = leaf_fields()[name][1]
-            lines.append(f"{name}={item['input']!r}: {message[0].lower()}{message[1:]} ({field.description})")
+            lines.append(
+                f"{name}={redacted(repr(item['input']))}: {message[0].lower()}{message[1:]} ({field.description})"
+            )
     return "; ".join(lines)
 
 
+def _require_plain(address: str) -> None:
+    try:
+        require_plain(address)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _check_together(config: Config) -> None:
-    """Contradictions between sections."""
+    """Contradictions between sections, and addresses that nobody may see."""
+    for text in (config.data.data_dir, config.network.ckpt_path, config.run.output_dir, config.run.upload_to,
+                 config.run.resume):  # fmt: skip
+        if text is not None and is_address(text):
+            _require_plain(text)
     aug, net, opt, plan, data = (
         config.augmentation, config.network, config.optimizer, config.schedule, config.data
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where a run's files live, and whether they may be written there: the lock of a run directory.
+"""Where files live: object storage, local copies of it and copies into it, archives, and who writes into a folder.
 
-Knows folders, files and who writes into them. Must never know what is in a file.
+Knows addresses, folders and bytes. Must never know what is in a file.
 """

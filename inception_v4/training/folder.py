@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,12 +16,16 @@ from torch import nn
 from inception_v4.console import say
 from inception_v4.data.sources import Source
 from inception_v4.distributed import World
-from inception_v4.files import atomic_write, sha256_of
+from inception_v4.files import atomic_write, cache_dir, sha256_of
 from inception_v4.inference.evaluate import Evaluation
 from inception_v4.inference.predictions import PREDICTIONS, write_predictions
+from inception_v4.settings.addresses import is_address
 from inception_v4.settings.recipes import to_yaml
 from inception_v4.settings.schema import Config, Run
+from inception_v4.storage.fetch import local_copy
 from inception_v4.storage.lock import FolderLock
+from inception_v4.storage.mirror import Mirror, NoMirror, NotUploaded, bring_back
+from inception_v4.storage.remote import Place, StorageError
 from inception_v4.training.background import BackgroundWriter, host_copy
 from inception_v4.training.checkpoint import find_resume, list_checkpoints, save_checkpoint
 from inception_v4.training.curves import draw_curves
@@ -38,6 +45,7 @@ class RunFolder:
     Attributes:
         path: where it is.
         lock: makes this process its only writer.
+        address: where a copy of it goes.
         settings: the resolved settings as YAML, once the run has begun.
         keep: checkpoints kept.
         resume: what the run goes on from: a checkpoint, `auto` or nothing.
@@ -48,10 +56,12 @@ class RunFolder:
     path: Path
     keep: int
     lock: FolderLock
+    address: str | None = None
     settings: str = ""
     resume: str | None = None
     launch: Launch = field(default_factory=Launch)
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
+    mirror: Mirror | NoMirror = field(default_factory=NoMirror)
 
     @property
     def checkpoints(self) -> Path:
@@ -61,7 +71,7 @@ class RunFolder:
         """Make the directory, with the settings in it; raises FolderInUse where another process writes into it."""
         self.lock.acquire(self.path)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if config.data.data_dir:
+        if config.data.data_dir and not is_address(config.data.data_dir):
             # `validate` of these weights finds the data from anywhere.
             place = str(Path(config.data.data_dir).expanduser().absolute())
             config = config.model_copy(update={"data": config.data.model_copy(update={"data_dir": place})})
@@ -71,6 +81,26 @@ class RunFolder:
         self.launch.record(self.path)
         for abandoned in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
             abandoned.unlink()  # by a process that was killed while it wrote
+        if self.address:
+            self.mirror = Mirror(self.path, self.address, say)
+            self.mirror.follow()
+
+    @contextmanager
+    def mirrored(self, *, patience: float) -> Iterator[None]:
+        """After the block, whatever its end, waits up to `patience` seconds for the copy.
+
+        Raises:
+            NotUploaded: the block ended well, and the copy is not whole.
+        """
+        try:
+            yield
+        except BaseException:
+            try:
+                self.mirror.close(patience=patience)
+            except NotUploaded as error:
+                say(str(error))
+            raise
+        self.mirror.close(patience=patience)
 
     def save(self, job: Job) -> None:
         """A checkpoint of everything, and the weights as last.safetensors: copied now, written in the background.
@@ -110,11 +140,12 @@ def run_folder(run: Run, world: World, lock: FolderLock) -> RunFolder:
     """
     launch = Launch.current(world)
     folder = RunFolder(Path(), run.keep_checkpoint_max, lock, resume=run.resume, launch=launch)
+    folder.address = run.upload_to or (run.output_dir if is_address(run.output_dir) else None)
     if world.is_main:
         folder.path = _place(run, launch)
         if launch.began(folder.path) and list_checkpoints(folder.checkpoints):
             folder.resume = "auto"
-        elif run.resume is None and folder.checkpoints.exists() and not launch.began(folder.path):
+        elif run.resume is None and not launch.began(folder.path) and _holds_a_run(folder):
             raise ValueError(
                 f"{folder.path} holds a run already: go on with --resume auto, or give another --output-dir"
             )
@@ -125,8 +156,34 @@ def run_folder(run: Run, world: World, lock: FolderLock) -> RunFolder:
 def _place(run: Run, launch: Launch) -> Path:
     """Where the settings say; by default where this launch has begun, or a new name."""
     if run.output_dir:
-        return Path(run.output_dir)
+        return local_place(run.output_dir) if is_address(run.output_dir) else Path(run.output_dir)
     return launch.find(RUNS) or RUNS / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def local_place(address: str) -> Path:
+    """Where the run that an address means is written first; the same place each time."""
+    address = address.rstrip("/")
+    digest = hashlib.sha256(address.encode()).hexdigest()[:12]
+    return cache_dir() / "runs" / f"{address.rpartition('/')[2]}-{digest}"
+
+
+def _holds_a_run(folder: RunFolder) -> bool:
+    """Here, or where its copy goes."""
+    if folder.checkpoints.exists() or folder.address is None:
+        return folder.checkpoints.exists()
+    return any(entry.name.startswith("checkpoints/") for entry in Place(folder.address).entries())
+
+
+def _bring_back(folder: RunFolder, world: World) -> None:
+    """On each machine, what the copy has and the folder has not; an error of one is raised in every process."""
+    failure = ""
+    if folder.address is not None and world.local_rank == 0:
+        try:
+            bring_back(folder.address, folder.path)
+        except (StorageError, OSError) as error:
+            failure = str(error)
+    for found in filter(None, world.gather_objects(failure)):
+        raise StorageError(found)
 
 
 def earlier_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
@@ -135,8 +192,10 @@ def earlier_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
         return None
     # Before anything is read: another run's next checkpoint would be a newer one.
     world.on_main(partial(folder.lock.acquire, folder.path) if folder.path.exists() else None)
+    _bring_back(folder, world)
+    resume = local_copy(folder.resume)
     warn = say if world.is_main else SilentLog().say
-    state = find_resume(folder.resume, folder.checkpoints, world=world, warn=warn)
+    state = find_resume(resume, folder.checkpoints, world=world, warn=warn)
     if state is not None and state["version"] < 2:
         warn("the checkpoint is an earlier version's: dropout and mixing go on with other random numbers")
     return state

@@ -258,6 +258,7 @@ class Loop:
                 raise DiskFull(f"{error}; {self._last_whole()}") from error
             self.log.say(f"not written: {error}; training goes on (on_disk_full continue), {self._last_whole()}")
             return str(error)
+        self.folder.mirror.follow()
         return ""
 
     def _last_whole(self) -> str:

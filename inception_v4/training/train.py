@@ -68,14 +68,15 @@ def train(config: Config) -> dict[str, Any]:
         # Settings chosen by free memory may differ between processes, which must take the same steps.
         loop = prepare(world.share(config), accelerator, world, lock)
         loop.watchdog = watchdog
-        try:
-            with _catch_signals(loop.stopping), _profiler(loop, accelerator) as loop.profiler:
-                loop.run_epochs()
-            return loop.finish(config.run.recipe)
-        finally:
-            loop.log.close()
-            # After an error too: what was begun is finished, and what went wrong with it is not lost.
-            loop.folder.writer.finish()
+        with loop.folder.mirrored(patience=60 * config.run.upload_wait):
+            try:
+                with _catch_signals(loop.stopping), _profiler(loop, accelerator) as loop.profiler:
+                    loop.run_epochs()
+                return loop.finish(config.run.recipe)
+            finally:
+                loop.log.close()
+                # After an error too: what was begun is finished, and what went wrong with it is not lost.
+                loop.folder.writer.finish()
 
 
 def prepare(config: Config, accelerator: Accelerator, world: World, lock: FolderLock) -> Loop:

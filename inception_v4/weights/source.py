@@ -6,12 +6,14 @@ import difflib
 import json
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inception_v4.files import sha256_of
+from inception_v4.settings.addresses import is_address
+from inception_v4.storage.fetch import local_copy
 from inception_v4.weights.record import WeightsError
 
 PRETRAINED = "pretrained"
@@ -21,6 +23,7 @@ PRETRAINED_ON_HUB = "timm/inception_v4.tf_in1k"
 """What the word stands for, on the Hugging Face hub."""
 
 WEIGHTS_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".npz")
+_OF_A_RUN = (*WEIGHTS_SUFFIXES, ".json", "config.yaml")
 _TENSORFLOW_PARTS = re.compile(r"\.(meta|data-\d+-of-\d+)$")
 _HUB_SCHEMES = ("hf-hub:", "hf_hub:")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -53,6 +56,8 @@ def locate(source: str | Path) -> Located:
         WeightsError: the hub has no such weights, or the file is not the one its name promises.
     """
     text = str(source)
+    if is_address(text):
+        return replace(locate(local_weights(text)), origin=text)
     if text == PRETRAINED:
         return _from_hub(PRETRAINED_ON_HUB)
     if text.startswith(_HUB_SCHEMES):
@@ -68,6 +73,11 @@ def locate(source: str | Path) -> Located:
         raise FileNotFoundError(_not_found(text, path))
     _check_hash(path)
     return Located(path, str(path), _read_beside(sidecar(path)))
+
+
+def local_weights(source: str) -> str:
+    """`source` itself, or a local copy of the file or of a run directory's weights and settings behind an address."""
+    return local_copy(source, wanted=lambda name: "/" not in name and name.endswith(_OF_A_RUN))
 
 
 def _tensorflow_index(path: Path) -> Path | None:

@@ -23,6 +23,14 @@ class Data(Section):
         None,
         description="folder that holds the data, or a list: a .csv, .tsv, .jsonl or .parquet with path,label[,split]",
     )
+    data_zip: str | None = Field(None, description="NAME: unpack NAME.zip of data_dir, and read its folder")
+    data_cache: str | None = Field(
+        None,
+        description="folder for copies of data from an address, and for what is unpacked; default: the user's cache",
+    )
+    data_cache_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="most gigabytes of such copies; default: what leaves a tenth of the disk free"
+    )
     train_split: str | None = Field(
         None, description="sub-folder of the training pictures; default: train, or data_dir itself"
     )

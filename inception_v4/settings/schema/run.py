@@ -15,7 +15,12 @@ class Run(Section):
     recipe: str = Field("quickstart", description="name of the run's recipe, part of the default output_dir")
     device: str = Field("auto", description="auto, cpu, cuda, npu, mps or xpu, with :i for one of several")
     seed: Annotated[int, Field(ge=0)] = Field(42, description="of everything random")
-    output_dir: str | None = Field(None, description="run directory; default runs/<recipe>-<time>")
+    output_dir: str | None = Field(
+        None,
+        description="run directory; default runs/<recipe>-<time>; an address (s3://...): a local one, copied there",
+    )
+    upload_to: str | None = Field(None, description="address that a copy of the run directory goes to, as it grows")
+    upload_wait: Annotated[float, Field(ge=0)] = Field(30, description="minutes to wait for that copy after the run")
     resume: str | None = Field(None, description="auto (newest checkpoint of output_dir), or a checkpoint")
     val_interval: Positive = Field(1, description="epochs between validations")
     val_start: Positive | None = Field(

@@ -1,0 +1,176 @@
+"""One small face of object storage: list, get, put. Everything that goes wrong is one line without a secret.
+
+Credentials come from the chain that each store's own library follows (environment, configuration files, the machine's
+role). Nothing of them passes through here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inception_v4.files import DiskFull, atomic_write
+from inception_v4.settings.addresses import SCHEMES, redacted, require_plain
+
+PART = 50 << 20
+"""Bytes of a part of a large upload; a store's checksum of such an object depends on it."""
+
+_WHOLE_AT_ONCE = ("s3", "obs", "gs")
+_MD5 = re.compile(r'"?([0-9a-f]{32})(?:-(\d+))?"?')
+_OBS_ENDPOINTS = ("OBS_ENDPOINT", "S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+
+
+class StorageError(RuntimeError):
+    """Storage that cannot be reached, refuses, or gives other bytes than it took; one line."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a place: its name relative to it, its size in bytes, and what changes when it does."""
+
+    name: str
+    size: int
+    version: str
+
+
+class Place:
+    """A folder or a file behind an address.
+
+    Args:
+        address: `s3://bucket/folder`, `obs://`, `gs://`, `file://` or `memory://`.
+    Raises:
+        ValueError: an address of another kind, or with a secret in it; a library that is not installed.
+    """
+
+    def __init__(self, address: str) -> None:
+        require_plain(address)
+        self.address = address.rstrip("/")
+        self.scheme, _, self._rest = self.address.partition("://")
+        self._files = _filesystem(self.scheme)
+        self._root = os.path.abspath(f"/{self._rest}") if self.scheme == "file" else self._rest
+
+    @property
+    def name(self) -> str:
+        """The last part of the address."""
+        return self._rest.rpartition("/")[2]
+
+    def entries(self) -> list[RemoteFile]:
+        """All files in it at any depth, by name; one with an empty name where the address is a file's."""
+        with _told(self.address):
+            self._files.invalidate_cache()
+            if self._files.isfile(self._root):
+                return [_entry("", self._files.info(self._root))]
+            found = self._files.find(self._root, detail=True)
+        root = self._files._strip_protocol(self._root).rstrip("/") + "/"
+        entries = [_entry(path.removeprefix(root), info) for path, info in found.items()]
+        for entry in entries:
+            if not _is_inside(entry.name):
+                raise StorageError(f"{self.address} holds {entry.name!r}, which is no name inside a folder")
+        return sorted((e for e in entries if not e.name.rpartition("/")[2].endswith(".part")), key=lambda e: e.name)
+
+    def get(self, entry: RemoteFile, target: Path) -> None:
+        """Copy a file here, whole or not at all, and check its size and the checksum that the store has of it."""
+        with atomic_write(target, needed=entry.size) as temporary:
+            with _told(self._path(entry.name)):
+                self._files.get_file(self._path(entry.name), str(temporary))
+            size = temporary.stat().st_size
+            if size != entry.size or _agrees(entry.version, temporary) is False:
+                raise StorageError(f"{self.address}/{entry.name}: {size} bytes came, not those that are there")
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a local file there, visible only as a whole, and check what has arrived."""
+        path = self._path(name)
+        with _told(f"{self.address}/{name}"):
+            arrived = path if self.scheme in _WHOLE_AT_ONCE else f"{path}.part"
+            if self.scheme not in _WHOLE_AT_ONCE:
+                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            options = {"chunksize": PART} if self.scheme in ("s3", "obs") else {}
+            self._files.put_file(str(source), arrived, **options)
+            self._check(source, arrived)
+            if arrived != path:
+                self._files.mv(arrived, path)
+            self._files.invalidate_cache()
+
+    def delete(self, name: str) -> None:
+        with _told(f"{self.address}/{name}"):
+            self._files.rm_file(self._path(name))
+
+    def _check(self, source: Path, path: str) -> None:
+        self._files.invalidate_cache()
+        info = self._files.info(path)
+        same = info["size"] == source.stat().st_size
+        if same and not _agrees(str(info.get("ETag", "")), source):
+            # No checksum that can be compared, or one of another kind: what is there is read.
+            with self._files.open(path, "rb") as there, open(source, "rb") as here:
+                same = _digest(there).digest() == _digest(here).digest()
+        if not same:
+            raise StorageError(f"{redacted(self.address)}: what arrived is not what was sent")
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+
+def _filesystem(scheme: str) -> Any:
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if scheme == "obs":
+        endpoint = next((os.environ[name] for name in _OBS_ENDPOINTS if os.environ.get(name)), None)
+        if endpoint is None:
+            raise StorageError("obs:// needs the address of its service: set OBS_ENDPOINT, as https://obs.REGION.HOST")
+        options["endpoint_url"] = endpoint if "://" in endpoint else f"https://{endpoint}"
+    protocol = "s3" if scheme == "obs" else scheme
+    try:
+        return fsspec.filesystem(protocol, **options)
+    except ImportError as error:
+        raise StorageError(f"{scheme}:// needs a library: pip install 'inception-v4[{SCHEMES[scheme]}]'") from error
+
+
+def _entry(name: str, info: dict[str, Any]) -> RemoteFile:
+    version = info.get("ETag") or info.get("md5Hash") or info.get("mtime") or info.get("created") or ""
+    return RemoteFile(name, int(info["size"]), str(version))
+
+
+def _is_inside(name: str) -> bool:
+    return not name or (not name.startswith("/") and ".." not in name.split("/") and "\\" not in name)
+
+
+def _agrees(etag: str, file: Path) -> bool | None:
+    """Whether a file has the MD5 that S3 tells of an object, whole or in parts; None where it tells none."""
+    match = _MD5.fullmatch(etag)
+    if match is None:
+        return None
+    with open(file, "rb") as content:
+        if match[2] is None:
+            return bool(_digest(content, "md5").hexdigest() == match[1])
+        parts = [hashlib.md5(block, usedforsecurity=False).digest() for block in iter(lambda: content.read(PART), b"")]
+    if len(parts) != int(match[2]):
+        return None
+    return hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest() == match[1] or None
+
+
+def _digest(content: Any, kind: str = "sha256") -> Any:
+    total = hashlib.new(kind, usedforsecurity=False)
+    for block in iter(lambda: content.read(1 << 20), b""):
+        total.update(block)
+    return total
+
+
+@contextmanager
+def _told(address: str) -> Iterator[None]:
+    """Whatever a store's library raises, as one line that names the address and no secret."""
+    try:
+        yield
+    except (StorageError, DiskFull):
+        raise
+    except FileNotFoundError as error:
+        raise StorageError(f"{redacted(address)} does not exist, or may not be seen: check the address") from error
+    except Exception as error:
+        reason = redacted(" ".join(str(error).split()))[:200] or type(error).__name__
+        raise StorageError(f"{redacted(address)} cannot be reached or refuses ({reason})") from None

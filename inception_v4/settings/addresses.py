@@ -32,7 +32,10 @@ def require_plain(address: str) -> None:
             "credentials come from the environment or the cloud's own configuration files"
         )
     if match and match[1].lower() not in SCHEMES:
-        raise ValueError(f"{redacted(address)}: addresses that are read begin with {', '.join(SCHEMES)}://")
+        raise ValueError(
+            f"{redacted(address)} is a web address: download it and name the file; addresses that are read begin with "
+            f"{', '.join(SCHEMES)}://"
+        )
 
 
 def redacted(text: str) -> str:

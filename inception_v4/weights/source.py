@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inception_v4.files import sha256_of
-from inception_v4.settings.addresses import is_address
+from inception_v4.settings.addresses import is_address, redacted
 from inception_v4.storage.fetch import local_copy
 from inception_v4.weights.record import WeightsError
 
@@ -56,7 +56,7 @@ def locate(source: str | Path) -> Located:
         WeightsError: the hub has no such weights, or the file is not the one its name promises.
     """
     text = str(source)
-    if is_address(text):
+    if is_address(text) and not re.match(r"https?://", text):
         return replace(locate(local_weights(text)), origin=text)
     if text == PRETRAINED:
         return _from_hub(PRETRAINED_ON_HUB)
@@ -99,6 +99,8 @@ def _in_run_directory(directory: Path) -> Path:
             if (path := directory / f"{stem}{suffix}").is_file():
                 return path
     held = sorted(p.name for p in directory.iterdir() if p.suffix in (*WEIGHTS_SUFFIXES, ".index"))
+    if len(held) == 1:
+        return directory / held[0]
     remedy = f"name one of its files ({', '.join(held[:5])})" if held else "name a weights file"
     raise FileNotFoundError(f"{directory} is a directory without best.safetensors or last.safetensors: {remedy}")
 
@@ -110,7 +112,7 @@ def _looks_like_hub_name(text: str) -> bool:
 
 def _not_found(text: str, path: Path) -> str:
     if re.match(r"https?://", text):
-        return f"{text} is a web address: download it and name the file"
+        return f"{redacted(text)} is a web address: download it and name the file"
     if not path.parent.is_dir():
         return f"{text} does not exist, nor does the directory {path.parent}: check the path"
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()], n=3, cutoff=0.5)

@@ -149,8 +149,30 @@ def test_modelarts_job_form() -> None:
     recipe = {"enable_modelarts": True, "lr_max": 0.4, "data_path": "/cache/data", "output_path": "/cache/train",
               "modelarts_dataset_unzip_name": "ImageNet", "data_url": "s3://b/d", "train_url": "s3://b/o"}  # fmt: skip
     settings, notices = translate({}, recipe)
-    assert settings["data_dir"] == "/cache/data/ImageNet" and settings["output_dir"] == "/cache/train"
-    assert any("data_url=s3://b/d" in n for n in notices) and any("train_url=s3://b/o" in n for n in notices)
+    assert settings["data_dir"] == "s3://b/d" and settings["data_cache"] == "/cache/data"
+    assert settings["output_dir"] == "/cache/train" and settings["upload_to"] == "s3://b/o"
+    assert "data_zip" not in settings and "ckpt_path" not in settings
+    assert any("data_dir s3://b/d" in n and "upload_to s3://b/o" in n for n in notices)
+    assert translate({}, recipe | {"need_modelarts_dataset_unzip": True})[0]["data_zip"] == "ImageNet"
+    assert translate({}, recipe | {"data_url": ""})[0]["data_dir"] == "/cache/data/ImageNet"
+    mine = translate({"output_dir": "mine", "enable_modelarts": "True"}, recipe)[0]
+    assert mine["output_dir"] == "mine" and mine["upload_to"] == "s3://b/o"
+
+
+@pytest.mark.parametrize(
+    "given, recipe, expected",
+    [
+        ({}, {}, "s3://b/w/"),
+        ({}, {"resume": "/cache/checkpoint_path/zoo.ckpt"}, "s3://b/w/zoo.ckpt"),
+        ({"checkpoint_path": "./inceptionv4/inceptionv4-train-250_1251.ckpt"}, {"checkpoint_path": "other.ckpt"},
+         "s3://b/w/inceptionv4/inceptionv4-train-250_1251.ckpt"),
+        ({"ckpt_file": "/elsewhere/model.ckpt"}, {}, "s3://b/w/model.ckpt"),
+        ({"ckpt_file": "/load/sub/model.ckpt"}, {"load_path": "/load"}, "s3://b/w/sub/model.ckpt"),
+    ],
+)  # fmt: skip
+def test_modelarts_checkpoints(given: dict, recipe: dict, expected: str) -> None:
+    job = {"enable_modelarts": True, "ds_type": "imagenet", "checkpoint_url": "s3://b/w/"}
+    assert translate(given, job | recipe)[0]["ckpt_path"] == expected
 
 
 def test_mindcvs_recipe_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -174,7 +174,7 @@ def test_an_error_of_a_store_shows_no_credentials(monkeypatch: pytest.MonkeyPatc
 
 def test_addresses_and_paths() -> None:
     assert is_address("s3://b/x") and not is_address("C:\\x") and not is_address("runs/x") and not is_address(None)
-    with pytest.raises(ValueError, match="addresses that are read begin with s3, obs"):
+    with pytest.raises(ValueError, match=r"a web address: download it .* begin with s3, obs"):
         require_plain("ftp://host/x")
     require_plain("s3://bucket/folder")
 

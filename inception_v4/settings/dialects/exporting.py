@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inception_v4.settings.dialects.rules import NO_EFFECT, DialectError, Outcome, one_number, plain, shown
+from inception_v4.settings.dialects.modelzoo import behind
+from inception_v4.settings.dialects.rules import NO_EFFECT, DialectError, Outcome, one_number, plain, shown, switch
 
 FILE_FORMATS = {"MINDIR": ("mindir", ".mindir"), "AIR": ("air", ".air"), "ONNX": ("onnx", ".onnx")}
 """Word of the ModelZoo: (format here, suffix)."""
@@ -25,6 +26,8 @@ def translate_export(given: Mapping[str, Any]) -> Outcome:
     found: dict[str, Any] = {}
     if "ckpt_file" in known:
         found["source"] = known["ckpt_file"]
+        if switch("enable_modelarts", given.get("enable_modelarts")) and plain(given.get("checkpoint_url")):
+            found["source"] = behind(given["checkpoint_url"], known["ckpt_file"], given.get("load_path"))
     if "num_classes" in known:
         found["num_classes"] = int(one_number("num_classes", known["num_classes"]) or 0)
     if "file_format" in known:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import PurePosixPath
 from typing import Any
 
+from inception_v4.settings.addresses import redacted
 from inception_v4.settings.dialects.rules import (
     NO_EFFECT,
     Combination,
@@ -26,9 +28,17 @@ DEAD = "no file of the ModelZoo reads it"
 EVAL_KEY = "eval.py and export.py read it, train.py does not; give --ckpt_path"
 EXPORT_KEY = "export.py reads it; see `inception-v4 export`"
 LAUNCHER = "torchrun's process count decides"
-MODELARTS = (
-    "data_url", "train_url", "checkpoint_url", "data_path", "output_path", "load_path", "modelarts_dataset_unzip_name",
-)  # fmt: skip
+MODELARTS = {
+    "data_url": "`data_dir`, copied to data_path",
+    "train_url": "`upload_to`, as the results grow",
+    "checkpoint_url": "`ckpt_path`, with the part of checkpoint_path, ckpt_file or resume that is below load_path",
+    "data_path": "`data_cache`; without data_url `data_dir` is data_path/modelarts_dataset_unzip_name",
+    "output_path": "`output_dir`",
+    "load_path": "what checkpoint_path and the like are relative to",
+    "modelarts_dataset_unzip_name": "`data_zip`, where need_modelarts_dataset_unzip is true and data_url given",
+    "need_modelarts_dataset_unzip": "true: NAME.zip of data_url is unpacked",
+}
+"""Keys of the cloud's job form, and what they are here."""
 SIGNS = frozenset({
     "ds_type", "work_nums", "lr_init", "lr_max", "lr_end", "smooth_factor", "ds_sink_mode", "dataset_path",
     "save_checkpoint_epochs", "is_save_on_master", "checkpoint_url", "need_modelarts_dataset_unzip",
@@ -66,9 +76,8 @@ class FirstEpoch:
 
 RULES: dict[str, Rule] = {
     # paths and the cloud
-    "enable_modelarts": Together("true: `data_dir` is data_path/modelarts_dataset_unzip_name"),
-    **{name: Together("no effect without enable_modelarts") for name in MODELARTS},
-    "need_modelarts_dataset_unzip": Together("no effect without enable_modelarts; `extract` unpacks tar files"),
+    "enable_modelarts": Together("true: the keys below count"),
+    **{name: Together(f"with enable_modelarts: {how}") for name, how in MODELARTS.items()},
     "dataset_path": Renamed("data_dir"),
     "resume": Renamed("ckpt_path", "the ModelZoo's resume loads weights only, as ckpt_path does here", quiet=(None,)),
     # devices
@@ -161,22 +170,37 @@ def implied(view: View) -> Outcome:
 
 def modelarts(view: View) -> Outcome:
     """The keys of the cloud's job form."""
-    given = [name for name in [*MODELARTS, "need_modelarts_dataset_unzip"] if view.get(name)]
+    given = [name for name in MODELARTS if view.get(name)]
     if not view.switch("enable_modelarts"):
         # On a command line, data_path is the folder itself and no key of the cloud.
         given = [name for name in given if view.level(name) < 2]
         return {}, [f"{', '.join(given)}{NO_EFFECT}enable_modelarts is False"] if given else []
     folder, name = view.get("data_path") or "/cache/data", view.get("modelarts_dataset_unzip_name") or ""
-    settings = {"data_dir": f"{folder}/{name}".rstrip("/"), "output_dir": view.get("output_path") or "/cache/train"}
-    notices = [
-        f"enable_modelarts: pictures are read from {settings['data_dir']}, results go to {settings['output_dir']}"
-    ]
-    for key, what in (("data_url", f"copy it to {folder} and unpack it before the run"),
-                      ("train_url", f"copy {settings['output_dir']} there after the run"),
-                      ("checkpoint_url", "copy the weights and give --ckpt_path")):  # fmt: skip
-        if view.get(key):
-            notices.append(f"{key}={view.get(key)}: nothing is transferred; {what}")
-    return settings, notices
+    settings: dict[str, Any] = {"data_dir": f"{folder}/{name}".rstrip("/")}
+    if url := view.get("data_url"):
+        settings = {"data_dir": url, "data_cache": folder}
+        settings |= {"data_zip": name} if name and view.switch("need_modelarts_dataset_unzip") else {}
+    settings["output_dir"] = view.get("output_path") or "/cache/train"
+    if url := view.get("train_url"):
+        settings["upload_to"] = url
+    if url := view.get("checkpoint_url"):
+        given_file = view.layers[-1].get("checkpoint_path") or view.layers[-1].get("ckpt_file")
+        file = given_file or next((layer["resume"] for layer in view.layers[:-1] if layer.get("resume")), "")
+        settings["ckpt_path"] = behind(url, file, view.get("load_path"))
+    own = {name for name in settings if name in view.layers[-1]}
+    settings = {name: value for name, value in settings.items() if name not in own}
+    said = ", ".join(f"{name} {redacted(str(value))}" for name, value in settings.items())
+    return settings, [f"enable_modelarts: {said}"]
+
+
+def behind(checkpoint_url: str, file: str, load_path: str | None) -> str:
+    """The address of `file`, which the job's code would find in `load_path`, a copy of `checkpoint_url`."""
+    path = PurePosixPath(file)
+    folder = PurePosixPath(load_path or "/cache/checkpoint_path")
+    if path.is_relative_to(folder):
+        path = path.relative_to(folder)
+    inside = path.name if path.is_absolute() else str(path)
+    return f"{checkpoint_url.rstrip('/')}/{inside}" if file else checkpoint_url
 
 
 MODELZOO = Dialect(
@@ -186,5 +210,11 @@ MODELZOO = Dialect(
     signs=SIGNS,
     defaults=DEFAULTS,
     implied=implied,
-    combinations=(Combination(("enable_modelarts", *MODELARTS, "need_modelarts_dataset_unzip"), modelarts),),
+    combinations=(
+        Combination(
+            ("enable_modelarts", *MODELARTS),
+            modelarts,
+            also=("checkpoint_path", "ckpt_file", "dataset_path"),
+        ),
+    ),
 )

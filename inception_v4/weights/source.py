@@ -76,8 +76,15 @@ def locate(source: str | Path) -> Located:
 
 
 def local_weights(source: str) -> str:
-    """`source` itself, or a local copy of the file or of a run directory's weights and settings behind an address."""
-    return local_copy(source, wanted=lambda name: "/" not in name and name.endswith(_OF_A_RUN))
+    """`source` itself, or a local copy of the file or of a run directory's weights and settings behind an address.
+
+    Where a folder of a bucket holds one weights file, that is meant.
+    """
+    if not is_address(source):
+        return source
+    copy = Path(local_copy(source, wanted=lambda name: "/" not in name and name.endswith(_OF_A_RUN)))
+    held = [file for file in copy.iterdir() if file.suffix in WEIGHTS_SUFFIXES] if copy.is_dir() else []
+    return str(held[0] if len(held) == 1 else copy)
 
 
 def _tensorflow_index(path: Path) -> Path | None:
@@ -99,8 +106,6 @@ def _in_run_directory(directory: Path) -> Path:
             if (path := directory / f"{stem}{suffix}").is_file():
                 return path
     held = sorted(p.name for p in directory.iterdir() if p.suffix in (*WEIGHTS_SUFFIXES, ".index"))
-    if len(held) == 1:
-        return directory / held[0]
     remedy = f"name one of its files ({', '.join(held[:5])})" if held else "name a weights file"
     raise FileNotFoundError(f"{directory} is a directory without best.safetensors or last.safetensors: {remedy}")
 

@@ -186,7 +186,7 @@ def _understand(session: Session, source: str) -> tuple[WeightsInfo, Signature, 
             values = json.loads(session.description)
             info = WeightsInfo.from_dict(values).replace(source=source)
             return info, Signature(**values.get("export", {})), []
-        except (ValueError, TypeError, AttributeError, WeightsError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, WeightsError) as error:
             raise ExportedFileError(f"{source}: its description cannot be read ({error}): export it again") from error
     batch, channels, height, width = session.shape if len(session.shape) == 4 else [None] * 4
     if channels is None or height is None or channels not in (1, 3) or height != width or not session.classes:

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from inception_v4.settings.addresses import is_address, redacted, require_plain
 from inception_v4.settings.dialects import FLAGS, DialectError, translate
 from inception_v4.settings.schema import OPTIMIZER_NUMBERS, Config
+from inception_v4.settings.yaml_files import read_documents
 
 AMP_ALIASES = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": "fp16"}
 _HERE = Path(__file__).parent.parent
@@ -133,9 +134,9 @@ def read_recipe(file: str | Path) -> dict[str, Any]:
     """Leaf settings of a YAML file, as they are spelled there."""
     path = find_recipe(file)
     try:
-        documents = [d for d in yaml.safe_load_all(path.read_text(encoding="utf-8")) if d is not None]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        documents = read_documents(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     # A ModelZoo file holds three documents: values, help texts, choices. Only the first one is settings.
     values = documents[0] if documents else {}
     if not isinstance(values, dict):

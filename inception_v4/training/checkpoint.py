@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CHECKPOINT_VERSION = 3
 """2 counted the steps of an epoch, 3 counts its samples; 1 also had other random numbers for dropout and mixing."""
 _READABLE = (1, 2, CHECKPOINT_VERSION)
-_NAME = re.compile(r"step-(\d+)\.pt")
+_NAME = re.compile(r"step-([0-9]+)\.pt")
 
 
 class CheckpointError(ValueError):
@@ -53,7 +53,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def _by_step(folder: Path) -> dict[int, Path]:
-    found = {int(match[1]): path for path in folder.glob("step-*.pt") if (match := _NAME.fullmatch(path.name))}
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.glob("step-*.pt") if path.is_file())
+    found = {int(match[1]): path for match, path in named if match}
     return dict(sorted(found.items()))
 
 

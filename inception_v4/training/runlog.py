@@ -133,13 +133,15 @@ class SilentLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl. A last line cut short by a crash is left out."""
+    """The records of a metrics.jsonl. What is none is left out: a line cut short by a crash, another program's."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and record.get("kind") in ("train", "val") and isinstance(record.get("step"), int):
+            records.append(record)
     return records
 
 

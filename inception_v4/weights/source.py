@@ -145,7 +145,7 @@ def _read_beside(path: Path) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise WeightsError(f"{path} is not readable JSON ({error}): mend it or remove it") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path} holds a {type(values).__name__}, not the description of weights: remove it")

@@ -35,7 +35,7 @@ def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
         return None
     try:
         values = json.loads(metadata[METADATA_KEY])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: its description is not JSON ({error}): {DAMAGED}") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: its description is a {type(values).__name__}: {DAMAGED}")

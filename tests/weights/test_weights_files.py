@@ -299,3 +299,18 @@ def test_offline_the_hub_is_not_asked_and_half_a_cache_serves(tmp_path, hub):
     assert asked == []
     assert equal(cached[0], first[0]) and equal(pickled[0], flowers[0])
     assert cached[1].preprocessing == Preprocessing()
+
+
+def test_equal_weights_are_equal_bytes_in_every_process(tmp_path: Path) -> None:
+    """safetensors orders the metadata by a random number of the process."""
+    code = (
+        "import sys, torch; from pathlib import Path; from inception_v4.weights import WeightsInfo; "
+        "from inception_v4.weights.files.safetensor import write_safetensors; "
+        "[write_safetensors({'w': torch.ones(3), 'v': torch.zeros(2)}, Path(sys.argv[1]) / f'{n}.safetensors', "
+        "WeightsInfo(3, class_names=('ä', 'b', 'c'))) for n in range(8)]"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=Path(__file__).parents[2])
+    assert len({file.read_bytes() for file in tmp_path.glob("*.safetensors")}) == 1
+    from safetensors.torch import load_file
+
+    assert load_file(tmp_path / "0.safetensors")["w"].tolist() == [1, 1, 1]

@@ -50,4 +50,17 @@ def write_safetensors(state: dict[str, Tensor], path: Path, info: WeightsInfo) -
     mode = path.stat().st_mode
     kind = "ms" if is_mindspore(state) else "pt"
     save_file(state, str(path), metadata={"format": kind, METADATA_KEY: info.to_json()})
+    _sort_metadata(path)
     path.chmod(mode)  # the library makes files that only their owner can read
+
+
+def _sort_metadata(path: Path) -> None:
+    """The library writes the metadata in an order that differs from process to process: equal weights, equal bytes."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(sorted_header) <= length:  # else it was written in another style: it stays as it is
+            file.seek(8)
+            file.write(sorted_header.ljust(length))

@@ -64,6 +64,15 @@ def cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "inception-v4"
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     """`folder`, complete: if it is missing, `build(part)` fills a hidden sibling that is then renamed.
 
@@ -82,15 +91,6 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def sha256_of(path: Path) -> str:
-    """The hexadecimal SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 @contextmanager
 def atomic_write(path: Path, *, needed: int | None = None) -> Iterator[Path]:
     """A temporary sibling of `path` to write to; it takes the name only when it is complete and on disk.
@@ -106,10 +106,9 @@ def atomic_write(path: Path, *, needed: int | None = None) -> Iterator[Path]:
         if needed is not None:
             require_room(path, needed, "this file")
         yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
+        to_disk(temporary)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        to_disk(path.parent)
     except Exception as error:
         # While the file is still there: once it is gone, the disk is no longer full.
         if (code := disk_refusal(error, temporary)) is not None:
@@ -178,15 +177,15 @@ def publish(folder: Path, output: Path) -> list[Path]:
     files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == output.name)
     placed: list[Path] = []
     for path in files:
-        with open(path, "rb") as written:
-            os.fsync(written.fileno())
+        to_disk(path)
         placed.insert(0, output.with_name(path.name))
         os.replace(path, placed[0])
     return placed
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def to_disk(path: Path) -> None:
+    """Wait until what was written of a file, or the names in a folder, would outlast a failure of power."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -49,7 +49,7 @@ def command(pictures: Sequence[str], class_name: str | None, **options: Any) -> 
     names = pictures_in(pictures, sys.stdin.buffer)
     source = PRETRAINED if options["pretrained"] else options["ckpt_path"]
     given = {name: options[name] for name in ("runtime", "device", "image_size")}
-    predictor = Predictor(source, **given)
+    predictor = Predictor(source, cache=False, **given)  # in PyTorch, which has feature maps
     for message in predictor.messages:
         say(message)
     methods = methods_for(predictor, options["method"])

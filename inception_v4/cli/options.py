@@ -20,8 +20,13 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolve
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 runtime_option = click.option(
     "--runtime",
-    type=click.Choice(["torch", "onnx", "openvino", "pt2"]),
-    help="What runs the file; default: its suffix.",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "torch", "openvino", "onnx", "pt2"]),
+    help="What runs the file; auto: an exported one by its suffix, weights in the fastest that is installed.",
+)
+cache_option = click.option(
+    "--cache/--no-cache", default=True, help="Keep what weights were exported to for another runtime, and use it."
 )
 
 

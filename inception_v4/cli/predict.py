@@ -13,7 +13,7 @@ import click
 
 from inception_v4.accelerator import prepare_environment
 from inception_v4.cli.ensemble import PredictCommand, views_options
-from inception_v4.cli.options import CONTEXT, runtime_option
+from inception_v4.cli.options import CONTEXT, cache_option, runtime_option
 from inception_v4.console import say, track
 
 
@@ -24,6 +24,7 @@ from inception_v4.console import say, track
 @click.option("--pretrained", is_flag=True, help="The published ImageNet weights.")
 @runtime_option
 @views_options
+@cache_option
 @click.option("--top-k", default=5, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
 @click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Pictures at a time.")
@@ -59,6 +60,8 @@ def command(pictures: Sequence[str], **options: Any) -> int:
     from inception_v4.data.named_files import pictures_in
 
     names = pictures_in(pictures, sys.stdin.buffer)
+    predictor.expect(len(names))
+    say(f"{len(names)} picture{'s' * (len(names) > 1)}, {predictor.preprocessing.image_size} px, {predictor.engine}")
     return _write(predictor, names, "".join(chosen), options)
 
 
@@ -70,12 +73,11 @@ def _predictor(options: dict[str, Any]) -> Any:
     if options["pretrained"] == bool(options["ckpt_path"]):
         raise click.UsageError(f"give --ckpt-path FILE or --pretrained, one of them{_newest_run()}")
     from inception_v4.inference.network import accelerator_for, runtime_for
-    from inception_v4.weights.source import local_weights
 
-    sources = tuple(map(local_weights, sources))
-    accelerator_for(runtime_for(sources[0], options["runtime"]), options["device"]).activate()
+    runtime = runtime_for(sources[0], options["runtime"], cache=options["cache"])
+    accelerator_for(runtime, options["device"]).activate()
     predictor = module.Predictor(
-        sources, runtime=options["runtime"], device=options["device"], amp=options["amp"],
+        sources, runtime=options["runtime"], cache=options["cache"], device=options["device"], amp=options["amp"],
         batch_size=options["batch_size"], image_size=options["image_size"],
         views=Views(int(options["crops"]), options["flip"]),
     )  # fmt: skip

@@ -12,14 +12,22 @@ import click
 
 from inception_v4.accelerator import prepare_environment
 from inception_v4.cli.ensemble import ValidateCommand, others_option, views_options
-from inception_v4.cli.options import CONTEXT, announce, config_option, dry_run_option, json_option, runtime_option
+from inception_v4.cli.options import (
+    CONTEXT,
+    announce,
+    cache_option,
+    config_option,
+    dry_run_option,
+    json_option,
+    runtime_option,
+)
 from inception_v4.cli.settings import given_settings, resolve, settings
 from inception_v4.console import print_table
 from inception_v4.settings.dialects import NO_EFFECT
 from inception_v4.settings.recipes import to_yaml
 
 _ASKED = (
-    "runtime", "others", "crops", "flip", "confusion", "save_predictions", "real_labels", "data_classes_only",
+    "runtime", "cache", "others", "crops", "flip", "confusion", "save_predictions", "real_labels", "data_classes_only",
 )  # fmt: skip
 """Flags that are no settings."""
 
@@ -40,6 +48,7 @@ VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
 @runtime_option
 @views_options
 @others_option
+@cache_option
 @click.option("--from-outputs", metavar="FOLDER", help="Score outputs that another machine computed: one .bin, .npy or "
               ".txt file for each picture.")  # fmt: skip
 @click.option("--labels", metavar="FILE", help="With --from-outputs: lines `picture label`, or JSON.")
@@ -79,7 +88,10 @@ def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bo
     from inception_v4.inference.validate import validate as run
 
     views = Views(int(asked["crops"]), asked["flip"])
-    result = run(config, runtime=asked["runtime"], views=views, others=asked["others"], options=_result_options(asked))
+    result = run(
+        config, runtime=asked["runtime"], cache=asked["cache"], views=views, others=asked["others"],
+        options=_result_options(asked),
+    )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         _print_validation(result, as_json=as_json, per_class=per_class)
 
@@ -97,7 +109,7 @@ def _scored(outputs: str, labels: str, asked: dict[str, Any], given: dict[str, A
     """The result of `--from-outputs`; what was asked for and plays no part there is said."""
     from inception_v4.inference.outputs import score_outputs
 
-    usual = {"crops": "1"}
+    usual = {"crops": "1", "runtime": "auto"}
     names = ("runtime", "others", "crops", "flip", "real_labels", "data_classes_only")
     idle = [*(name for name in names if asked[name] and asked[name] != usual.get(name)), *given]
     options = _result_options(asked | {"real_labels": None, "data_classes_only": False})

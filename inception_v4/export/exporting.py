@@ -12,9 +12,10 @@ from torch import Tensor
 from inception_v4.console import progress
 from inception_v4.data.normalise import Normalise
 from inception_v4.export.formats import FORMATS, Format, atc_for
-from inception_v4.export.plan import Plan, calibration_pictures, check_pictures
+from inception_v4.export.plan import Plan, calibration_pictures
 from inception_v4.export.target import OPSETS, ExportError, Target
 from inception_v4.files import publish, staged
+from inception_v4.inference.agreement import check_pictures
 from inception_v4.inference.factory import open_model
 from inception_v4.inference.network import Signature, in_batches
 from inception_v4.weights import read_weights

@@ -17,9 +17,10 @@ from inception_v4.accelerator import select
 from inception_v4.console import track
 from inception_v4.export import mindir
 from inception_v4.export.om import AtcError, OmTarget, aipp_config, atc_command, run_atc
-from inception_v4.export.plan import Plan, check_pictures
+from inception_v4.export.plan import Plan
 from inception_v4.export.quantization import quantize
 from inception_v4.export.target import ExportError, Target
+from inception_v4.inference.agreement import check_pictures
 from inception_v4.inference.network import Signature, export_description
 from inception_v4.inference.sessions import METADATA_KEY, RUNTIMES, require
 from inception_v4.weights import Weights

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from inception_v4.console import track
 from inception_v4.data.augment import eval_transform
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import Decoding, read_picture
-from inception_v4.data.shapes import KINDS, draw_shape
 from inception_v4.export.quantization import draw_pictures
 from inception_v4.export.target import ExportError, Target
 from inception_v4.inference.network import Signature, as_pixels, export_description
@@ -70,17 +68,6 @@ class Deployed(nn.Module):
         # Not a mean, nor flattened: those become operators that differ between versions of ONNX.
         logits = self.network.get_classifier()(F.avg_pool2d(maps, maps.shape[-2:]).squeeze((2, 3)))
         return logits.softmax(1) if self.signature.softmax else logits
-
-
-def check_pictures(info: WeightsInfo) -> Tensor:
-    """Five pictures, uint8 [5, C, S, S]: drawn shapes where the network takes RGB, and noise."""
-    size = info.preprocessing.image_size
-    generator = torch.Generator().manual_seed(0)
-    pictures = torch.randint(256, (5, info.in_channels, size, size), generator=generator, dtype=torch.uint8)
-    if info.in_channels == 3:
-        for row, kind in enumerate(KINDS[:3]):
-            pictures[row] = torch.from_numpy(np.array(draw_shape(kind, row, size))).permute(2, 0, 1)
-    return pictures
 
 
 CALIBRATION, COMPARED = 256, 64

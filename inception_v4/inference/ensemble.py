@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from inception_v4.accelerator.precision import Precision
 from inception_v4.data.views import ONE, Views
-from inception_v4.inference.network import OpenNetwork, accelerator_for, open_network, runtime_for
+from inception_v4.distributed import World
+from inception_v4.inference.engines import Opener, Wanted
+from inception_v4.inference.network import OpenNetwork, accelerator_for, runtime_for
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsInfo
 from inception_v4.weights.class_names import class_names_of
@@ -44,7 +47,7 @@ class Ready(NamedTuple):
 
 
 def open_others(
-    sources: Sequence[str], given: dict[str, Any], *, beside: OpenNetwork, runtime: str | None, device: str
+    sources: Sequence[str], given: dict[str, Any], *, beside: OpenNetwork, wanted: Wanted, world: World | None = None
 ) -> list[OpenNetwork]:
     """The other networks of an ensemble, with their outputs in the order of the first one's classes.
 
@@ -52,21 +55,22 @@ def open_others(
         sources: as `open_network` takes them.
         given: fields of `Preprocessing` that win over what the networks say.
         beside: the first network.
-        runtime, device: as they were given for it.
+        wanted: as for the first, with the runtime that was given.
+        world: all of its processes open the same.
 
     Raises:
         ValueError: other classes, other channels, pictures that are resized or cropped otherwise, another place to run.
     """
     others = []
     for source in map(local_weights, sources):
-        chosen = runtime_for(source, runtime)
-        accelerator = accelerator_for(chosen, device)
+        chosen = runtime_for(source, wanted.runtime, cache=wanted.cache)
+        accelerator = accelerator_for(chosen, wanted.device)
         if accelerator.device != beside.accelerator.device:
             raise ValueError(
                 f"{source} runs on {accelerator.device} and the first network of the ensemble on "
                 f"{beside.accelerator.device}: give --device cpu, or files of one kind"
             )
-        network = open_network(source, accelerator, runtime=chosen, device=device)
+        network = Opener(source, accelerator, replace(wanted, runtime=chosen), world=world or World()).open()
         if network.info.in_channels != beside.info.in_channels:
             raise ValueError(
                 f"{source} takes {network.info.in_channels} channels and the first network of the ensemble "

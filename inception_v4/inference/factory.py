@@ -7,7 +7,7 @@ from typing import Any
 
 from inception_v4.network.model import InceptionV4
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
-from inception_v4.weights.source import PRETRAINED
+from inception_v4.weights.source import PRETRAINED, Located
 
 
 @dataclass
@@ -46,19 +46,21 @@ def create_model(
     return model
 
 
-def open_model(source: str | Weights, *, num_classes: int | None = None, drop_rate: float = 0.0) -> Opened:
+def open_model(source: str | Located | Weights, *, num_classes: int | None = None, drop_rate: float = 0.0) -> Opened:
     """The network that a weights file was made for, loaded, in evaluation mode.
 
     Args:
-        source: a weights file, a run directory, a hub name, or `pretrained`; or weights that were read.
+        source: a weights file, a run directory, a hub name, or `pretrained`; what `locate` made of it;
+            or weights that were read.
         num_classes: must equal the file's when given: a new head would only guess.
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
-    info, name = weights.info, weights.info.source if isinstance(source, Weights) else source
+    info = weights.info
     # TensorFlow's class 0, "background", is nobody's label: 1001 outputs become ImageNet's 1000 unless asked for.
     wanted = num_classes or (1000 if info.may_have_background else info.num_classes)
     if wanted != info.num_classes and not (wanted == 1000 and info.may_have_background):
-        raise ValueError(f"{name} has {info.num_classes} classes, not {wanted}: leave num_classes out")
+        named = source if isinstance(source, str) else source.origin if isinstance(source, Located) else info.source
+        raise ValueError(f"{named} has {info.num_classes} classes, not {wanted}: leave num_classes out")
     model = InceptionV4(wanted, info.in_channels, drop_rate, bn_eps=info.bn_eps)
     report = load_weights(model, weights, head="load")
     return Opened(model.eval(), report.info, report.messages)

@@ -23,8 +23,11 @@ from inception_v4.network.fusion import fuse
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import Weights, WeightsError, WeightsInfo
 
-TORCH = "torch"
-"""The runtime of weights files."""
+TORCH, AUTO = "torch", "auto"
+"""The runtime of weights files, and the choice between it and what else is installed."""
+
+RUNS_WEIGHTS = ("openvino", "onnx")
+"""The runtimes that weights are exported for where they are asked for."""
 
 ELSEWHERE = (".om", ".air", ".mindir")
 """Suffixes of files that run on their own device only."""
@@ -62,7 +65,9 @@ class OpenNetwork:
         accelerator: where it takes batches from.
         engine: what runs it, for people.
         messages: lines for people: what was adapted or assumed.
-        signature: of an exported file; None for weights in PyTorch.
+        signature: of an exported file; None for weights.
+        layout: memory format of its input.
+        fixed_amp: the precision of weights that run elsewhere than in PyTorch, decided when they were opened.
     """
 
     model: Callable[[Tensor], Tensor]
@@ -72,6 +77,7 @@ class OpenNetwork:
     messages: list[str] = field(default_factory=list)
     signature: Signature | None = None
     layout: torch.memory_format = torch.contiguous_format
+    fixed_amp: str | None = None
 
     def prepare(self, preprocessing: Preprocessing) -> Callable[[Tensor], Tensor]:
         """What happens to a batch of uint8 pictures before `model`.
@@ -96,7 +102,7 @@ class OpenNetwork:
             raise ExportedFileError(
                 f"amp {amp}: {self.info.source} computes in the type it was exported in; use amp off"
             )
-        return Precision(self.accelerator, self.accelerator.amp_dtype(amp))
+        return Precision(self.accelerator, None if self.fixed_amp else self.accelerator.amp_dtype(amp))
 
     def _check_fixed(self, asked: Preprocessing, signature: Signature) -> None:
         own = self.info.preprocessing
@@ -114,8 +120,11 @@ def export_description(info: WeightsInfo, signature: Signature) -> str:
     return json.dumps(info.to_dict() | {"export": asdict(signature)}, ensure_ascii=False)
 
 
-def runtime_for(source: str, runtime: str | None = None) -> str:
-    """The runtime for a source: the one asked for, if it reads such files, or the one of its suffix.
+def runtime_for(source: str, runtime: str | None = None, *, cache: bool = True) -> str:
+    """The runtime for a source: the one asked for, if it reads such files, or the one of its suffix; AUTO for weights.
+
+    Args:
+        cache: whether weights may be exported into the user's cache; without they run in PyTorch.
 
     Raises:
         ExportedFileError: no runtime here reads it, or not the one asked for.
@@ -126,17 +135,20 @@ def runtime_for(source: str, runtime: str | None = None) -> str:
             f"{source} runs on its own device only: run it there, and score the outputs with "
             "`inception-v4 validate --from-outputs FOLDER --labels FILE`"
         )
-    fitting = [name for name, row in RUNTIMES.items() if suffix in row.suffixes] or [TORCH]
-    if runtime is None:
+    fitting = [name for name, row in RUNTIMES.items() if suffix in row.suffixes]
+    fitting = fitting or ([AUTO, TORCH, *RUNS_WEIGHTS] if cache else [TORCH])
+    if runtime in (None, AUTO):
         return fitting[0]
-    if runtime not in fitting:
-        raise ExportedFileError(f"--runtime {runtime} does not read {source}: use --runtime {' or '.join(fitting)}")
-    return runtime
+    if runtime in fitting:
+        return str(runtime)
+    if runtime in RUNS_WEIGHTS and not cache:
+        raise ExportedFileError(f"--runtime {runtime} runs weights from the cache: leave out --no-cache")
+    raise ExportedFileError(f"--runtime {runtime} does not read {source}: use --runtime {' or '.join(fitting)}")
 
 
 def accelerator_for(runtime: str, device: str) -> Accelerator:
     """Where the batches of a runtime have to be: on the device, or on the host for runtimes that copy by themselves."""
-    return select("cpu" if runtime != TORCH and RUNTIMES[runtime].on_host else device)
+    return select("cpu" if runtime in RUNTIMES and RUNTIMES[runtime].on_host else device)
 
 
 def open_network(
@@ -158,7 +170,7 @@ def open_network(
         num_classes: must equal the file's when given.
         channels_last: memory format in PyTorch; None is what the device likes.
     """
-    if runtime == TORCH:
+    if runtime in (TORCH, AUTO):
         opened = open_model(source, num_classes=num_classes)
         layout = accelerator.memory_format(channels_last)
         model = fuse(opened.model).to(accelerator.device).to(memory_format=layout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from inception_v4.data.named_files import NamedFiles
 from inception_v4.data.pictures import CorruptImage, Decoding, read_picture
 from inception_v4.data.views import ONE, Views
 from inception_v4.distributed import World
+from inception_v4.inference.engines import Opener, Wanted
 from inception_v4.inference.ensemble import open_others, ready
 from inception_v4.inference.factory import create_model
-from inception_v4.inference.network import accelerator_for, open_network, runtime_for
+from inception_v4.inference.network import AUTO, OpenNetwork, accelerator_for, runtime_for
 from inception_v4.weights.class_names import class_names_of, describe_class
 from inception_v4.weights.source import PRETRAINED
 
@@ -69,14 +70,17 @@ class Predictor:
     Args:
         source: a weights file, a run directory, a hub name, `pretrained`, or an exported file; of several the mean of
             their probabilities, with the classes of the first.
-        runtime: what runs it; default: by its suffix.
+        runtime: what runs it: `torch`, `openvino`, `onnx`, `pt2`, or `auto`. For weights on a CPU `auto` is PyTorch, or
+            what `expect` has once exported them for; for an exported file it goes by the suffix.
         device: as `--device`.
         amp: `off`, `bf16` or `fp16`.
         batch_size: pictures per forward pass.
         image_size: side of the input in pixels; default: what the weights say.
         views: of each picture, over which probabilities are averaged.
+        cache: whether weights may be exported into the user's cache; without they run in PyTorch.
 
     Attributes:
+        engine: what runs it, for people.
         decoding: whether EXIF's rotation is applied (default: what the weights say), and the limit of pixels.
         model: what `network_input` makes to logits [B, K].
         engine: what runs it, for people.
@@ -86,27 +90,41 @@ class Predictor:
         self,
         source: str | Sequence[str] = PRETRAINED,
         *,
-        runtime: str | None = None,
+        runtime: str = AUTO,
         device: str = "auto",
         amp: str = "off",
         batch_size: int = 16,
         image_size: int | None = None,
         views: Views = ONE,
+        cache: bool = True,
     ) -> None:
         first, *others = [source] if isinstance(source, str) else source
-        chosen = runtime_for(first, runtime)
+        chosen = runtime_for(first, runtime, cache=cache)
         accelerator = accelerator_for(chosen, device)
-        network = open_network(first, accelerator, runtime=chosen, device=device)
-        given = {"image_size": image_size}
-        more = open_others(others, given, beside=network, runtime=runtime, device=device)
-        it = ready([network, *more], given, views, amp=amp, batch_size=batch_size)
-        self.messages = [line for each in (network, *more) for line in each.messages]
-        self.info, self.batch_size, self.preprocessing = network.info, it.pictures, it.preprocessing
+        wanted = Wanted(chosen, device, amp, image_size, cache=cache)
+        self._opener = Opener(first, accelerator, wanted)
+        network = self._opener.open()
+        self._given, self._views, self._amp, self._asked = {"image_size": image_size}, views, amp, batch_size
+        self._others = open_others(others, self._given, beside=network, wanted=replace(wanted, runtime=runtime))
+        self.messages = [line for each in (network, *self._others) for line in each.messages]
+        self.info = network.info
         self.class_names = class_names_of(network.info) or tuple(str(i) for i in range(network.info.num_classes))
-        self._precision, self.model, self._prepare = it.precision, it.model, it.prepare
-        self.engine = " and ".join(dict.fromkeys(each.engine for each in (network, *more)))
-        self._views, self._resize = views, eval_transform(self.preprocessing, views)
+        self._use(network)
+        self._resize = eval_transform(self.preprocessing, views)
         self.decoding = Decoding(self.preprocessing.exif_rotation)
+
+    def expect(self, pictures: int) -> None:
+        """Say how many pictures will come: for many, a runtime that is installed and faster than PyTorch is used.
+
+        The weights are exported for it once, which takes some seconds, and kept in the user's cache folder.
+        """
+        self._use(self._opener.for_many(self._network, pictures * len(self._views)))
+
+    def _use(self, network: OpenNetwork) -> None:
+        it = ready([network, *self._others], self._given, self._views, amp=self._amp, batch_size=self._asked)
+        self._network, self.engine = network, " and ".join(dict.fromkeys(n.engine for n in (network, *self._others)))
+        self._precision, self.model, self._prepare = it.precision, it.model, it.prepare
+        self.batch_size, self.preprocessing = it.pictures, it.preprocessing
 
     def __call__(self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5) -> list[Prediction]:
         """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W] or [1, H, W]."""

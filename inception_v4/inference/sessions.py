@@ -109,13 +109,14 @@ def _provider(available: list[str], device: str) -> tuple[str, dict[str, str]]:
     )
 
 
-def _open_openvino(path: Path, device: str) -> Session:
+def open_openvino(path: Path, device: str, precision: str = "f32") -> Session:
+    """A file in OpenVINO, which computes in `precision` (f32, bf16)."""
     ov = require("openvino")
     if device not in ("auto", "cpu"):
         raise RuntimeUnavailable(f"OpenVINO runs on the CPU here, not on {device}: use --device cpu, or --runtime onnx")
     graph = _opened(path, lambda: ov.Core().read_model(str(path)))
     # Some processors would compute in bfloat16 by default.
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     compiled = ov.Core().compile_model(graph, "CPU", settings)
     place = [METADATA_KEY] if path.suffix == ".xml" else ["framework", METADATA_KEY]  # an ONNX file's own metadata
 
@@ -170,7 +171,7 @@ def _opened(path: Path, load: Callable[[], Any]) -> Any:
 
 RUNTIMES = {
     "onnx": RuntimeRow((".onnx",), True, _open_onnx),
-    "openvino": RuntimeRow((".xml", ".onnx"), True, _open_openvino),
+    "openvino": RuntimeRow((".xml", ".onnx"), True, open_openvino),
     "pt2": RuntimeRow((".pt2",), False, _open_pt2),
 }
 """Everything besides PyTorch with a weights file; the first one that reads a suffix is its default."""

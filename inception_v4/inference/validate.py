@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ from inception_v4.data.views import ONE, Views
 from inception_v4.distributed import World, session
 from inception_v4.files import sha256_of
 from inception_v4.inference.data_record import validation_data
+from inception_v4.inference.engines import Opener, Wanted
 from inception_v4.inference.ensemble import Ready, open_others, ready
 from inception_v4.inference.evaluate import Evaluation, evaluate
 from inception_v4.inference.metrics import figures
-from inception_v4.inference.network import OpenNetwork, accelerator_for, open_network, runtime_for
+from inception_v4.inference.network import AUTO, OpenNetwork, accelerator_for, runtime_for
 from inception_v4.inference.results import PLAIN, ResultOptions
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Config, Data, Network
@@ -37,6 +39,7 @@ def validate(
     config: Config,
     *,
     runtime: str | None = None,
+    cache: bool = True,
     views: Views = ONE,
     others: Sequence[str] = (),
     options: ResultOptions = PLAIN,
@@ -47,27 +50,27 @@ def validate(
     explicitly win over it.
 
     Args:
-        runtime: what runs the file; default: by its suffix.
+        runtime: what runs the file; default: by its suffix, and for weights the fastest that is installed.
+        cache: whether weights may be exported into the user's cache; without they run in PyTorch.
         views: of each picture, over which probabilities are averaged.
         others: more files like it, over which they are averaged too. The first says which pictures and classes.
         options: files to write, and other ways to count.
     """
     source = local_weights(_source(config.network))
-    chosen = runtime_for(source, runtime)
+    chosen = runtime_for(source, runtime, cache=cache)
     accelerator = accelerator_for(chosen, config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
     with session(accelerator) as world:
-        network = open_network(
-            source, accelerator, runtime=chosen, device=config.run.device, num_classes=config.data.num_classes,
-            channels_last=config.training.channels_last,
-        )  # fmt: skip
+        wanted = _wanted(config, chosen, cache=cache)
         given = config.augmentation.given_preprocessing()
+        opener = Opener(source, accelerator, wanted, world=world)
+        network = opener.open()
         check_per_channel(network.info.preprocessing.replace(**given), network.info)
-        more = open_others(others, given, beside=network, runtime=runtime, device=config.run.device)
-        batch_size = config.data.val_batch_size or config.data.batch_size
-        amp = config.training.val_amp or config.training.amp
-        it = ready([network, *more], given, views, amp=amp, batch_size=batch_size)
         labelled = labelled_pictures(config, source, network.info, world)
+        network = opener.for_many(network, len(labelled.pictures) * len(views))
+        more = open_others(others, given, beside=network, wanted=replace(wanted, runtime=runtime or AUTO), world=world)
+        batch_size = config.data.val_batch_size or config.data.batch_size
+        it = ready([network, *more], given, views, amp=wanted.amp, batch_size=batch_size)
         options.check_classes(labelled.names)
         loader = EvalLoader(
             labelled.pictures, it.preprocessing, batch_size=it.pictures, workers=config.data.workers, world=world,
@@ -94,6 +97,13 @@ def validate(
         "weights": [source, *others] if others else source, "preprocessing": it.preprocessing.to_dict(),
         "crops": views.crops, "flip": views.flip,
     }  # fmt: skip
+
+
+def _wanted(config: Config, runtime: str, *, cache: bool) -> Wanted:
+    """How the settings say that a network is to run."""
+    training, size = config.training, config.augmentation.given_preprocessing().get("image_size")
+    amp = training.val_amp or training.amp
+    return Wanted(runtime, config.run.device, amp, size, config.data.num_classes, training.channels_last, cache)
 
 
 def _source(network: Network) -> str:

@@ -42,7 +42,7 @@ class Thumbnails:
     def __init__(self, run: RunRecord, device: str) -> None:
         assert run.answers is not None
         self._run, self._answers = run, run.answers
-        self._predictor = Predictor(str(run.weights), device=device) if run.weights.is_file() else None
+        self._predictor = Predictor(str(run.weights), device=device, cache=False) if run.weights.is_file() else None
         self._source: Source | None = None
         self._numbers: dict[str, int] = {}
 

@@ -18,12 +18,12 @@ from inception_v4.weights.source import Located, locate
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def read_weights(source: str | Path, *, ema: bool | None = None, layout: str | None = None) -> Weights:
+def read_weights(source: str | Path | Located, *, ema: bool | None = None, layout: str | None = None) -> Weights:
     """Read weights of any known layout; nothing of a file is executed.
 
     Args:
         source: a file (TensorFlow's also by their prefix), a run directory, `owner/name` or `hf-hub:owner/name` on the
-            Hugging Face hub, or `pretrained`.
+            Hugging Face hub, or `pretrained`; or what `locate` has found of it.
         ema: take the moving average of the weights that training checkpoints may hold; by default only where it is in
             a TensorFlow checkpoint.
         layout: a key of `LAYOUTS`; by default it is recognised.
@@ -34,7 +34,7 @@ def read_weights(source: str | Path, *, ema: bool | None = None, layout: str | N
     """
     if layout is not None and layout not in LAYOUTS:
         raise WeightsError(f"layout {layout!r} is not one of {', '.join(LAYOUTS)}")
-    located = locate(source)
+    located = source if isinstance(source, Located) else locate(source)
     raw = containers.read(located.path)
     notes: list[str] = []
     try:

@@ -19,7 +19,7 @@ THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 TINY: dict[str, Any] = {
     "recipe": "tiny", "dataset": "shapes", "shapes_train": 24, "shapes_val": 10, "shapes_classes": 2, "shapes_size": 80,
     "image_size": 75, "batch_size": 4, "val_batch_size": 4, "epochs": 2, "opt": "momentum", "lr": 0.01, "workers": 0,
-    "log_interval": 1, "tensorboard": False, "device": "cpu", "ckpt_interval": 1, "init": "tf",
+    "log_interval": 1, "tensorboard": False, "device": "cpu", "ckpt_interval": 1, "init": "tf", "amp": "off",
 }  # fmt: skip
 """Six steps per epoch of the whole network, as small as it goes."""
 

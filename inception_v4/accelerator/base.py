@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import logging
 import os
 import platform
@@ -12,6 +10,8 @@ import random
 import shutil
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from inception_v4.accelerator.glibc import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
@@ -31,23 +31,6 @@ class DeviceError(ValueError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@functools.cache  # once in a process
-def keep_freed_memory() -> bool:
-    """Make glibc keep large blocks that were freed for the next time; elsewhere it does nothing.
-
-    By default it gives every block above some megabytes back to the system and gets it again page by page, each page
-    filled with zeros: a seventh of a training step on a CPU. MALLOC_ variables of the environment win.
-
-    Returns:
-        Whether anything was changed.
-    """
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    libc = ctypes.CDLL(None)
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
 
 
 class CopyStream:
@@ -108,6 +91,8 @@ class Accelerator:
     can_sync_bn_natively: ClassVar[bool] = False
     """Whether `torch.nn.SyncBatchNorm` runs."""
     likes_channels_last: ClassVar[bool] = True
+    bf16_pays: ClassVar[bool] = True
+    """Whether this network is faster in bfloat16 wherever the device has it natively; False also where nobody knows."""
     has_index: ClassVar[bool] = False
     probing_is_free: ClassVar[bool] = True
     """Whether asking for `absence` leaves no trace in the process."""
@@ -189,11 +174,13 @@ class Accelerator:
         """How the device computes in "bf16" or "fp16": "native", "emulated" (right, and slower than float32), "no"."""
         import torch
 
+        from inception_v4.accelerator.onednn import multiplies_bf16
+
         if not torch.backends.mkldnn.is_available():
             return "emulated"
         mkldnn = torch.ops.mkldnn
         query = mkldnn._is_mkldnn_bf16_supported if amp == "bf16" else mkldnn._is_mkldnn_fp16_supported
-        return "native" if query() else "emulated"
+        return "native" if query() and (amp != "bf16" or multiplies_bf16()) else "emulated"
 
     def autocast(self, dtype: torch.dtype | None) -> contextlib.AbstractContextManager[Any]:
         """Mixed precision in `dtype` (from `amp_dtype`) while it is open; None does nothing."""

@@ -117,6 +117,7 @@ class Mps(Accelerator):
 
     type = "mps"
     label = "Apple GPU"
+    bf16_pays = False
     onnx_provider = "CoreMLExecutionProvider"
     likes_channels_last = False
 
@@ -146,6 +147,7 @@ class Xpu(Indexed):
 
     type = "xpu"
     label = "Intel GPU"
+    bf16_pays = False
     backend = "cpu:gloo,xpu:xccl"
     onnx_provider = None
 

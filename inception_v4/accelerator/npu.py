@@ -42,6 +42,7 @@ class Npu(Indexed):
     label = "Ascend NPU"
     backend = "cpu:gloo,npu:hccl"
     onnx_provider = "CANNExecutionProvider"
+    bf16_pays = False
     likes_channels_last = False
     probing_is_free = False
 

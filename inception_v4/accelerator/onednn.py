@@ -8,6 +8,7 @@ are private to torch: they are tried once, and where they are missing or compute
 from __future__ import annotations
 
 import functools
+import platform
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,6 +91,15 @@ def convolve(convolution: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | N
         x, weight, bias, *_settings(convolution), activation, [], ""
     )
     return result
+
+
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions for it. With AVX-512 alone oneDNN takes it, and computes in float32."""
+    import torch
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _settings(convolution: nn.Conv2d) -> tuple[list[int], list[int], list[int], int]:

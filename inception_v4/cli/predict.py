@@ -30,7 +30,8 @@ from inception_v4.console import say, track
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Pictures at a time.")
 @click.option("--workers", type=click.IntRange(0), help="Loader processes; default: up to 8, none for few pictures.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")
-@click.option("--amp", default="off", show_default=True, type=click.Choice(["off", "bf16", "fp16"]), help="Precision.")
+@click.option("--amp", default="auto", show_default=True, type=click.Choice(["auto", "off", "bf16", "fp16"]),
+              help="Precision; auto: bf16 where the device is faster with it.")  # fmt: skip
 @click.option("--on-corrupt", default="report", show_default=True, type=click.Choice(["report", "skip", "error"]),
               help="Unreadable pictures: a row with the error, and exit code 1 at the end; left out; or stop at the "
               "first. A single one is always an error.")  # fmt: skip

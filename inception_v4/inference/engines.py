@@ -18,6 +18,7 @@ import torch
 from inception_v4 import __version__
 from inception_v4.accelerator import Accelerator
 from inception_v4.accelerator.npu import installed
+from inception_v4.accelerator.precision import AMP_WORDS, choose_amp
 from inception_v4.console import progress, say
 from inception_v4.data.normalise import Normalise
 from inception_v4.distributed import World
@@ -25,7 +26,7 @@ from inception_v4.files import sha256_of
 from inception_v4.inference.agreement import BOUNDS, check_pictures, deviation
 from inception_v4.inference.engine_cache import KeptEntry, engines_folder, find_entry, key_of, store_entry
 from inception_v4.inference.factory import open_model
-from inception_v4.inference.network import AUTO, TORCH, OpenNetwork, open_network
+from inception_v4.inference.network import AUTO, OpenNetwork, is_exported, open_network
 from inception_v4.inference.sessions import RUNTIMES, ExportedFileError, RuntimeUnavailable, Session, open_openvino
 from inception_v4.network.fusion import fuse
 from inception_v4.weights import WeightsInfo
@@ -36,8 +37,6 @@ WORTH_EXPORTING = 500
 
 FORM = "fused 1"
 """What is exported; another number for another graph of the same weights."""
-
-TYPE_WORDS = {"off": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class EngineError(RuntimeError):
@@ -104,10 +103,20 @@ def pick_engine(runtime: str, accelerator: Accelerator, amp: str, *, device: str
         raise ExportedFileError(f"--runtime {runtime} runs weights on the CPU, not on {device}: use --runtime torch")
     if amp not in row.precisions:
         raise ExportedFileError(
-            f"--runtime {runtime} computes in {' or '.join(TYPE_WORDS[name] for name in row.precisions)}, not in "
-            f"{TYPE_WORDS[amp]}: use --amp {row.precisions[-1]}, or --runtime torch"
+            f"--runtime {runtime} computes in {' or '.join(AMP_WORDS[name] for name in row.precisions)}, not in "
+            f"{AMP_WORDS[amp]}: use --amp {row.precisions[-1]}, or --runtime torch"
         )
     return runtime
+
+
+def precision_for(source: str, runtime: str, accelerator: Accelerator, amp: str) -> tuple[str, str]:
+    """`amp`, with a choice and its reason in place of "auto": an exported file and some runtimes have one type only."""
+    if amp == "auto" and is_exported(source):
+        return "off", ""
+    chosen, reason = choose_amp(accelerator, amp)
+    if amp == "auto" and runtime in ENGINES and chosen not in ENGINES[runtime].precisions:
+        return "off", f"as --runtime {runtime} computes"
+    return chosen, reason
 
 
 def _missing(row: EngineRow) -> list[str]:
@@ -148,10 +157,10 @@ class Opener:
         self._source, self._accelerator, self._wanted, self._world = source, accelerator, wanted, world
         self._by_name = wanted.runtime != AUTO
         self._root = engines_folder()
-        weights = (
-            wanted.runtime in (AUTO, TORCH) or Path(source).suffix.lower() not in RUNTIMES[wanted.runtime].suffixes
-        )
-        self._engine = pick_engine(wanted.runtime, accelerator, wanted.amp, device=wanted.device) if weights else None
+        engine = None
+        if not is_exported(source):
+            engine = pick_engine(wanted.runtime, accelerator, wanted.amp, device=wanted.device)
+        self._engine = engine
         if self._engine and self._located.path.suffix == ".index":
             if self._by_name:
                 raise ExportedFileError(f"{source} is a checkpoint of several files: convert it first")
@@ -188,7 +197,7 @@ class Opener:
             num_classes=wanted.num_classes, channels_last=wanted.channels_last,
         )  # fmt: skip
         if network.signature is None:
-            network.engine = f"PyTorch, {network.engine}, {TYPE_WORDS[wanted.amp]}"
+            network.engine = f"PyTorch, {network.engine}, {AMP_WORDS[wanted.amp]}"
         return network
 
     @cached_property
@@ -224,7 +233,7 @@ class Opener:
         row, amp = ENGINES[self._engine or ""], self._wanted.amp
         session = row.open(entry.folder / row.file, amp)
         info = WeightsInfo.from_dict(entry.about["info"])
-        engine = f"{session.engine}, {TYPE_WORDS[amp]}"
+        engine = f"{session.engine}, {AMP_WORDS[amp]}"
         messages = [str(message) for message in entry.about["messages"]]
         return OpenNetwork(session.run, info, self._accelerator, engine, messages, fixed_amp=amp)
 

@@ -120,6 +120,11 @@ def export_description(info: WeightsInfo, signature: Signature) -> str:
     return json.dumps(info.to_dict() | {"export": asdict(signature)}, ensure_ascii=False)
 
 
+def is_exported(source: str) -> bool:
+    """Whether the name is that of an exported file; else it stands for weights."""
+    return any(Path(source).suffix.lower() in row.suffixes for row in RUNTIMES.values())
+
+
 def runtime_for(source: str, runtime: str | None = None, *, cache: bool = True) -> str:
     """The runtime for a source: the one asked for, if it reads such files, or the one of its suffix; AUTO for weights.
 

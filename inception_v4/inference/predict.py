@@ -17,7 +17,7 @@ from inception_v4.data.named_files import NamedFiles
 from inception_v4.data.pictures import CorruptImage, Decoding, read_picture
 from inception_v4.data.views import ONE, Views
 from inception_v4.distributed import World
-from inception_v4.inference.engines import Opener, Wanted
+from inception_v4.inference.engines import Opener, Wanted, precision_for
 from inception_v4.inference.ensemble import open_others, ready
 from inception_v4.inference.factory import create_model
 from inception_v4.inference.network import AUTO, OpenNetwork, accelerator_for, runtime_for
@@ -73,7 +73,7 @@ class Predictor:
         runtime: what runs it: `torch`, `openvino`, `onnx`, `pt2`, or `auto`. For weights on a CPU `auto` is PyTorch, or
             what `expect` has once exported them for; for an exported file it goes by the suffix.
         device: as `--device`.
-        amp: `off`, `bf16` or `fp16`.
+        amp: `off`, `bf16`, `fp16`, or `auto`: bfloat16 where the device is faster with it, else float32.
         batch_size: pictures per forward pass.
         image_size: side of the input in pixels; default: what the weights say.
         views: of each picture, over which probabilities are averaged.
@@ -92,7 +92,7 @@ class Predictor:
         *,
         runtime: str = AUTO,
         device: str = "auto",
-        amp: str = "off",
+        amp: str = "auto",
         batch_size: int = 16,
         image_size: int | None = None,
         views: Views = ONE,
@@ -101,10 +101,11 @@ class Predictor:
         first, *others = [source] if isinstance(source, str) else source
         chosen = runtime_for(first, runtime, cache=cache)
         accelerator = accelerator_for(chosen, device)
-        wanted = Wanted(chosen, device, amp, image_size, cache=cache)
+        self._amp, self._reason = precision_for(first, chosen, accelerator, amp)
+        wanted = Wanted(chosen, device, self._amp, image_size, cache=cache)
         self._opener = Opener(first, accelerator, wanted)
         network = self._opener.open()
-        self._given, self._views, self._amp, self._asked = {"image_size": image_size}, views, amp, batch_size
+        self._given, self._views, self._asked = {"image_size": image_size}, views, batch_size
         self._others = open_others(others, self._given, beside=network, wanted=replace(wanted, runtime=runtime))
         self.messages = [line for each in (network, *self._others) for line in each.messages]
         self.info = network.info
@@ -122,7 +123,8 @@ class Predictor:
 
     def _use(self, network: OpenNetwork) -> None:
         it = ready([network, *self._others], self._given, self._views, amp=self._amp, batch_size=self._asked)
-        self._network, self.engine = network, " and ".join(dict.fromkeys(n.engine for n in (network, *self._others)))
+        engine = " and ".join(dict.fromkeys(each.engine for each in (network, *self._others)))
+        self._network, self.engine = network, f"{engine} ({self._reason})" if self._reason else engine
         self._precision, self.model, self._prepare = it.precision, it.model, it.prepare
         self.batch_size, self.preprocessing = it.pictures, it.preprocessing
 

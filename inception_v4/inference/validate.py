@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from inception_v4.accelerator import Accelerator
 from inception_v4.console import say, track
 from inception_v4.data.folders import in_order
 from inception_v4.data.loader import EvalLoader
@@ -22,14 +23,14 @@ from inception_v4.data.views import ONE, Views
 from inception_v4.distributed import World, session
 from inception_v4.files import sha256_of
 from inception_v4.inference.data_record import validation_data
-from inception_v4.inference.engines import Opener, Wanted
+from inception_v4.inference.engines import Opener, Wanted, precision_for
 from inception_v4.inference.ensemble import Ready, open_others, ready
 from inception_v4.inference.evaluate import Evaluation, evaluate
 from inception_v4.inference.metrics import figures
 from inception_v4.inference.network import AUTO, OpenNetwork, accelerator_for, runtime_for
 from inception_v4.inference.results import PLAIN, ResultOptions
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.settings.schema import Config, Data, Network
+from inception_v4.settings.schema import Config, Data, Network, Training
 from inception_v4.weights.class_names import class_names_of
 from inception_v4.weights.record import WeightsInfo
 from inception_v4.weights.source import PRETRAINED, local_weights, locate
@@ -61,7 +62,7 @@ def validate(
     accelerator = accelerator_for(chosen, config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
     with session(accelerator) as world:
-        wanted = _wanted(config, chosen, cache=cache)
+        wanted = _wanted(config, source, chosen, accelerator, cache=cache)
         given = config.augmentation.given_preprocessing()
         opener = Opener(source, accelerator, wanted, world=world)
         network = opener.open()
@@ -79,14 +80,7 @@ def validate(
         if world.is_main:
             _introduce([network, *more], it, labelled, str(views), processes=world.size)
         started = time.perf_counter()
-        result = evaluate(
-            only_classes(it.model, labelled.pictures.labels) if options.data_classes_only else it.model,
-            track(loader, "validating", len(loader)) if world.is_main else loader,
-            prepare=it.prepare,
-            precision=it.precision,
-            world=world,
-            batch_size=it.pictures,
-        )
+        result = _evaluated(it, loader, world, labelled.pictures.labels if options.data_classes_only else None)
         seconds = time.perf_counter() - started
         if world.is_main:
             _warn_and_write(result, labelled, options, source=None if others else source)
@@ -99,10 +93,22 @@ def validate(
     }  # fmt: skip
 
 
-def _wanted(config: Config, runtime: str, *, cache: bool) -> Wanted:
+def _evaluated(it: Ready, loader: EvalLoader, world: World, labels: Sequence[int] | None) -> Evaluation:
+    """Figures of `it`, which may answer with the classes among `labels` alone where these are given."""
+    return evaluate(
+        it.model if labels is None else only_classes(it.model, labels),
+        track(loader, "validating", len(loader)) if world.is_main else loader,
+        prepare=it.prepare,
+        precision=it.precision,
+        world=world,
+        batch_size=it.pictures,
+    )
+
+
+def _wanted(config: Config, source: str, runtime: str, accelerator: Accelerator, *, cache: bool) -> Wanted:
     """How the settings say that a network is to run."""
     training, size = config.training, config.augmentation.given_preprocessing().get("image_size")
-    amp = training.val_amp or training.amp
+    amp, _ = precision_for(source, runtime, accelerator, asked_precision(training))
     return Wanted(runtime, config.run.device, amp, size, config.data.num_classes, training.channels_last, cache)
 
 
@@ -173,6 +179,11 @@ def labelled_pictures(config: Config, source: str, info: WeightsInfo, world: Wor
     pictures, remarks = match_labels(pictures, names, info.num_classes, asked=data.num_classes)
     remarks = [*pictures.remarks, *remarks, *numbering(found, names, data, config.data)]
     return Labelled(pictures, names, found, f"{len(pictures)} pictures{where(data, config.data)}", remarks)
+
+
+def asked_precision(training: Training) -> str:
+    """float32 unless something else was asked for: figures are compared with others'."""
+    return training.val_amp or (training.amp if "amp" in training.model_fields_set else "off")
 
 
 def check_per_channel(preprocessing: Preprocessing, info: WeightsInfo) -> None:

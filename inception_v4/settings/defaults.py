@@ -14,7 +14,7 @@ OVERHEAD_BYTES = 1 << 30
 """The framework, convolution workspaces and the buffers of the allocator."""
 USABLE = 0.8
 HALF_PRECISION = {"cuda": "fp16", "npu": "fp16", "xpu": "bf16"}
-"""float16 is the half precision that every CUDA GPU and every Ascend chip has."""
+"""Where bfloat16 is not native, or not known to be faster: float16 is what every CUDA GPU and every Ascend chip has."""
 ASSUMED_MEMORY = 8 << 30
 
 Choice = tuple[dict[str, Any], list[str]]
@@ -38,11 +38,13 @@ class Hardware(NamedTuple):
         device_type: cpu, cuda, npu, mps or xpu.
         memory_bytes: free memory of the device (of the machine for a CPU), per process; None if unknown.
         processes: that train together, each with batches of its own.
+        amp: bf16 where the device is faster with it; off where it is not, or nobody knows.
     """
 
     device_type: str
     memory_bytes: int | None = None
     processes: int = 1
+    amp: str = "off"
 
 
 PLANS = {
@@ -76,7 +78,8 @@ def choose_defaults(
         raise ValueError(f"{n_images} pictures of {n_classes} classes: at least two classes with pictures are needed")
     device = "cpu" if hardware.device_type == "cpu" else "fast"
     fixed = fixed or {}
-    settings: dict[str, Any] = {"amp": HALF_PRECISION.get(hardware.device_type, "off")}
+    usual = HALF_PRECISION.get(hardware.device_type, "off")
+    settings: dict[str, Any] = {"amp": usual if hardware.amp == "off" else hardware.amp}
     settings["image_size"], reasons = _image_size(device, pretrained)
     settings |= {name: fixed[name] for name in ("amp", "image_size") if name in fixed}
     reasons = [] if "image_size" in fixed else reasons

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,9 +43,11 @@ def head_size(data: Data, source: Source) -> int:
     return asked or found
 
 
-def check_batches(pictures: int, data: Data, *, image_size: int, training: Training, world: World) -> None:
-    """Raises ValueError where the `pictures` of an epoch, or of its rest, make a batch too small for BatchNorm."""
-    if not training.sync_bn or world.size == 1:  # else statistics are over the pictures of all processes
+def check_batches(parts: Iterable[int], data: Data, *, image_size: int, training: Training, world: World) -> None:
+    """Raises ValueError where the pictures of an epoch, or of its rest, make a batch too small for BatchNorm."""
+    if training.sync_bn and world.size > 1:  # statistics are over the pictures of all processes
+        return
+    for pictures in parts:
         check_smallest(pictures, data.batch_size, world.size, drop_last=data.drop_last, image_size=image_size)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inception_v4.accelerator import select
+from inception_v4.accelerator.precision import choose_amp
 from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
 from inception_v4.settings.defaults import Hardware, choose_defaults, held_out
@@ -19,6 +20,7 @@ def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
     What is in `given` stays as it is.
     """
     accelerator = select(config.run.device)
+    given = {name: value for name, value in given.items() if (name, value) != ("amp", "auto")}
     source = open_source(config.data, "train", world=World(), seed=config.run.seed)
     if "val_fraction" not in given:
         # First what is held out, then the rest: the training pictures are counted as the run will have them.
@@ -27,7 +29,8 @@ def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
         source = open_source(data, "train", world=World(), seed=config.run.seed)
     started_from = bool(config.network.pretrained or config.network.ckpt_path)
     # There is no process group yet, but torchrun has said how many will train together.
-    hardware = Hardware(accelerator.type, accelerator.memory(), World.from_environment().size)
+    processes, amp = World.from_environment().size, choose_amp(accelerator, "auto")[0]
+    hardware = Hardware(accelerator.type, accelerator.memory(), processes, amp)
     settings, reasons = choose_defaults(
         len(source), len(source.class_names), hardware=hardware, pretrained=started_from,
         fixed={name: value for name, value in config.flat().items() if name in given or name == "val_fraction"},

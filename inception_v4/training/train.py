@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from inception_v4.accelerator import Accelerator, select
-from inception_v4.accelerator.precision import Precision
+from inception_v4.accelerator.precision import AMP_WORDS, Precision, choose_amp
 from inception_v4.console import say
 from inception_v4.data.class_weights import counts_line
 from inception_v4.data.loader import TrainLoader
@@ -85,6 +85,7 @@ def prepare(config: Config, accelerator: Accelerator, world: World, lock: Folder
     Args:
         lock: makes the main process the only writer of the run directory; the caller lets go of it.
     """
+    config, remarks = with_precision(config, accelerator)
     run, opt, training = config.run, config.optimizer, config.training
     source = open_source(config.data, "train", world=world, seed=run.seed)
     held_out = open_source(config.data, "val", world=world, seed=run.seed)
@@ -99,7 +100,6 @@ def prepare(config: Config, accelerator: Accelerator, world: World, lock: Folder
         source, config.data, augmentation, world=world, seed=run.seed, pin_memory=accelerator.pin_memory
     )
     normalise = Normalise(augmentation, accelerator.memory_format(training.channels_last))
-    mix = MixAndErase(augmentation, num_classes=classes)
     course = Course(
         loader.samples, loader.global_batch, opt.accum_steps, config.data.drop_last,
         epochs=config.schedule.epochs, max_steps=config.schedule.max_steps, epoch=config.schedule.start_epoch,
@@ -118,7 +118,7 @@ def prepare(config: Config, accelerator: Accelerator, world: World, lock: Folder
         rate=LearningRate.from_settings(config.schedule, lr, course.per_epoch, base=opt.lr),
         criterion=make_criterion(training.loss, training.label_smoothing, weights),
         normalise=normalise,
-        mix=mix,
+        mix=MixAndErase(augmentation, num_classes=classes),
         precision=Precision(accelerator, amp_dtype),
         course=course,
         ema=average_of(network, opt),
@@ -130,15 +130,28 @@ def prepare(config: Config, accelerator: Accelerator, world: World, lock: Folder
     if state is not None:
         restore(job, state)
     require_steps(job)
-    for pictures_left in course.tails():
-        check_batches(pictures_left, config.data, image_size=augmentation.image_size, training=training, world=world)
+    check_batches(course.tails(), config.data, image_size=augmentation.image_size, training=training, world=world)
     validator = build_validator(
         held_out, config.data, augmentation=augmentation, normalise=normalise, world=world,
         precision=Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp)),
     )  # fmt: skip
     loop = Loop(job, run, world, loader, validator, folder, layers, end=EarlyEnd.of(config.schedule))
-    _begin(loop, config, [*_introduction(loop, config, source, held_out), *start.messages, *_remarks(loop, config)])
+    introduction = [*_introduction(loop, config, source, held_out), *remarks, *start.messages]
+    _begin(loop, config, [*introduction, *_remarks(loop, config)])
     return loop
+
+
+def with_precision(config: Config, accelerator: Accelerator) -> tuple[Config, list[str]]:
+    """`config` with the device's choice in place of "auto", and a line with the reason.
+
+    The choice is a part of the run: one that goes on elsewhere keeps it.
+    """
+    training = config.training
+    amp, reason = choose_amp(accelerator, training.amp)
+    val_amp = training.val_amp and choose_amp(accelerator, training.val_amp)[0]
+    chosen = training.model_copy(update={"amp": amp, "val_amp": val_amp})
+    line = f"amp auto: {AMP_WORDS[amp]} ({reason}); --amp says another"
+    return config.model_copy(update={"training": chosen}), [line] if reason else []
 
 
 def _info(config: Config, source: Source, classes: int) -> WeightsInfo:
@@ -184,7 +197,7 @@ def _introduction(loop: Loop, config: Config, source: Source, held_out: Source) 
     return [
         f"{config.run.recipe}: {len(source)} training and {len(held_out)} validation pictures, "
         f"{len(source.class_names)} classes, {config.augmentation.image_size} px",
-        f"{learner.precision.accelerator.describe()} x {loop.world.size}, {'float32' if amp == 'off' else amp}, "
+        f"{learner.precision.accelerator.describe()} x {loop.world.size}, {AMP_WORDS[amp]}, "
         f"{course.batch * course.accum_steps} images per step, {course.per_epoch} steps per epoch, "
         f"{config.optimizer.opt} lr {learner.rate.lr:g}, {config.schedule.epochs} epochs -> {loop.folder.path}",
         counts_line(source.counts(), source.class_names),

@@ -95,7 +95,7 @@ def answers(folder) -> dict[str, dict[str, Any]]:
     for device in devices:
         words = [f"--ckpt-path={folder / 'npu'}", f"--device={device}", "--json"]
         lines[f"validate {device}"] = ["validate", *words, *data, "--channels-last=false"]
-        lines[f"predict {device}"] = ["predict", picture, *words]
+        lines[f"predict {device}"] = ["predict", picture, *words, "--amp=off"]
     for word in ("channels_last", "compile"):
         lines[word] = training(refused, **{word: True})
     lines["no fused"] = training(refused, opt="adamw", fused_optimizer=True)

@@ -103,7 +103,7 @@ def kept(folder: Path, tmp_path_factory: pytest.TempPathFactory):
     place = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place))
-        predictor = Predictor(str(weights_file(folder)), device="cpu")
+        predictor = Predictor(str(weights_file(folder)), device="cpu", amp="off")
         predictor.expect(module.WORTH_EXPORTING - 1)
         assert predictor.engine.startswith("PyTorch") and not engines_folder().exists(), "not worth it"
         predictor.expect(module.WORTH_EXPORTING)
@@ -113,7 +113,7 @@ def kept(folder: Path, tmp_path_factory: pytest.TempPathFactory):
 
 def probabilities(source: Path, **options: object) -> tuple[str, torch.Tensor]:
     """Of six pictures, and what has computed them."""
-    predictor = Predictor(str(source), device="cpu", **options)
+    predictor = Predictor(str(source), device="cpu", amp="off", **options)
     with torch.inference_mode():
         return predictor.engine, torch.cat([predictor._outputs(drawn(6)[:1]), predictor._outputs(drawn(6)[1:])])
 
@@ -123,7 +123,7 @@ def test_what_is_kept_runs_and_answers_as_pytorch(kept: Path, folder: Path) -> N
     plain, expected = probabilities(weights_file(folder), runtime="torch")
     assert engine.startswith("openvino") and engine.endswith("float32") and plain.startswith("PyTorch")
     assert (found - expected).abs().max() < 1e-5 < (expected[0] - expected[1]).abs().max()
-    predictor = Predictor(str(weights_file(folder)), device="cpu")
+    predictor = Predictor(str(weights_file(folder)), device="cpu", amp="off")
     assert predictor.class_names == CLASSES and predictor.preprocessing == HOW
 
 
@@ -136,7 +136,7 @@ def test_other_weights_sizes_and_precisions_are_not_what_is_kept(kept: Path, fol
         weight.neg_()
     assert negated.stat().st_size == other.stat().st_size
     for source, options in ((negated, {}), (weights_file(folder), {"image_size": 96})):
-        assert Predictor(str(source), device="cpu", **options).engine.startswith("PyTorch")
+        assert Predictor(str(source), device="cpu", amp="off", **options).engine.startswith("PyTorch")
     if NATIVE:
         assert Predictor(str(weights_file(folder)), device="cpu", amp="bf16").engine.startswith("PyTorch")
 
@@ -146,17 +146,17 @@ def test_a_cut_graph_is_not_run(kept: Path, folder: Path) -> None:
     whole = graph.read_bytes()
     graph.write_bytes(whole[:-1])
     try:
-        assert Predictor(str(weights_file(folder)), device="cpu").engine.startswith("PyTorch")
+        assert Predictor(str(weights_file(folder)), device="cpu", amp="off").engine.startswith("PyTorch")
     finally:
         graph.write_bytes(whole)
-    assert Predictor(str(weights_file(folder)), device="cpu").engine.startswith("openvino")
+    assert Predictor(str(weights_file(folder)), device="cpu", amp="off").engine.startswith("openvino")
 
 
 def test_commands_use_it_and_say_so(kept: Path, folder: Path, tmp_path: Path, capsys) -> None:
     from photos import class_folders
 
     data = class_folders(tmp_path / "val", dict.fromkeys(CLASSES, 2))
-    words = ("--ckpt-path", weights_file(folder), "--device", "cpu", "--workers", 0)
+    words = ("--ckpt-path", weights_file(folder), "--device", "cpu", "--workers", 0, "--amp", "off")
     for extra, engine in (((), "openvino"), (("--no-cache",), "PyTorch"), (("--runtime", "torch"), "PyTorch")):
         code, out, err = run(capsys, "predict", data, *words, "--jsonl", *extra)
         assert code == 0 and f"12 pictures, 75 px, {engine}" in err and len(out.splitlines()) == 12
@@ -186,7 +186,7 @@ def test_a_runtime_that_computes_something_else_is_found_out(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(module, "ENGINES", {"openvino": row._replace(write=copied, open=skewed)})
-    predictor = Predictor(str(weights_file(folder)), device="cpu")
+    predictor = Predictor(str(weights_file(folder)), device="cpu", amp="off")
     predictor.expect(module.WORTH_EXPORTING)
     assert predictor.engine.startswith("PyTorch") and "away from PyTorch's" in capsys.readouterr().err
     assert [path for path in engines_folder().iterdir() if path.is_dir()] == [], "nothing was kept"

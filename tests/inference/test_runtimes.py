@@ -69,7 +69,10 @@ def test_validate_and_predict_on_the_file_alone(folder: Path, data: Path, tmp_pa
     assert (found["top1"], found["top5"]) == (expected["top1"], expected["top5"]) and 0 < found["top1"] < 100
     assert found["loss"] == pytest.approx(expected["loss"], abs=1e-5)
     pictures = [str(p) for p in sorted(data.rglob("*.jpg"))[::5]]
-    by_weights, by_file = Predictor(str(weights_file(folder)), device="cpu"), Predictor(str(alone), device="cpu")
+    by_weights, by_file = (
+        Predictor(str(weights_file(folder)), device="cpu", amp="off"),
+        Predictor(str(alone), device="cpu"),
+    )
     for one, other in zip(by_weights(pictures), by_file(pictures), strict=True):
         assert one.classes == other.classes
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)

@@ -169,7 +169,7 @@ def test_a_predictor_leaves_the_switches_of_the_process_alone(tmp_path: Path) ->
     code = """
 import sys, torch
 from inception_v4 import Predictor
-from inception_v4.accelerator.base import keep_freed_memory
+from inception_v4.accelerator.glibc import keep_freed_memory
 torch.use_deterministic_algorithms(True, warn_only=True)
 torch.set_float32_matmul_precision("medium")
 torch.manual_seed(0)

@@ -83,8 +83,8 @@ class StateOrWeights:
 
 
 SHARED: dict[str, Rule] = {
-    "amp": Valued("amp", AMP | {"true": "fp16", "false": "off", "float16": "fp16", "bfloat16": "bf16"}),
-    "val_amp": Valued("val_amp", AMP | {"true": "fp16", "false": "off"}),
+    "amp": Valued("amp", AMP | {"auto": "auto", "true": "fp16", "false": "off", "float16": "fp16", "bfloat16": "bf16"}),
+    "val_amp": Valued("val_amp", AMP | {"auto": "auto", "true": "fp16", "false": "off"}),
     "clip_grad": Together("same; the words true and false switch MindCV's `clip_value` (15)"),
     "dataset": Valued("dataset", DATASETS),
     "loss": Valued("loss", {"ce": "ce", "bce": "bce"}),

@@ -140,8 +140,12 @@ class Training(Section):
     class_weights: str | None = Field(
         None, description="weights of the classes in the loss: balanced, or a file (lines of class,weight, or JSON)"
     )
-    amp: Literal["off", "bf16", "fp16"] = Field("off", description="mixed precision; O0 is off, O1 to O3 are fp16")
-    val_amp: Literal["off", "bf16", "fp16"] | None = Field(None, description="precision of validation; default amp")
+    amp: Literal["auto", "off", "bf16", "fp16"] = Field(
+        "auto", description="mixed precision; auto: bf16 where the device is faster with it; O0 is off, O1 to O3 fp16"
+    )
+    val_amp: Literal["auto", "off", "bf16", "fp16"] | None = Field(
+        None, description="precision of validation; default amp, for `validate` off where amp is not given"
+    )
     loss_scale: Annotated[float, Field(gt=0)] | Literal["dynamic"] = Field("dynamic", description="fp16: or a constant")
     compile: bool = Field(False, description="torch.compile")
     channels_last: bool | None = Field(None, description="memory format; default: what the device likes")

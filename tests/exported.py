@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from inception_v4.cli import main as cli
-from inception_v4.data.augment import eval_transform
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import decode_picture
 from inception_v4.data.shapes import draw_shape
+from inception_v4.data.views import eval_transform
 from inception_v4.export import formats as export_formats
 from inception_v4.export.exporting import export_model
 from inception_v4.export.plan import Plan

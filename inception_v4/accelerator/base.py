@@ -145,7 +145,9 @@ class Accelerator:
         """
         import torch
 
-        torch.use_deterministic_algorithms(deterministic)
+        # The call imports torch's compiler, which takes as long as torch itself.
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic)
         if self.type == "cpu":
             keep_freed_memory()
 

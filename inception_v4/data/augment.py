@@ -19,20 +19,9 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from inception_v4.data.crops import Box, EvalTransform, below, draw_box, draw_sides, pad_crop, resize, with_channels
-from inception_v4.data.views import ONE, CropsTransform, Views
-from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation
 
 Transform = Callable[[Tensor], Tensor]
-
-
-def eval_transform(preprocessing: Preprocessing, views: Views = ONE) -> Transform:
-    """Deterministic: [3, H, W] to [C, S, S] uint8, or [V, C, S, S] where `views` has more crops than one.
-
-    Raises:
-        ValueError: `mean` is not of 1 or 3 channels.
-    """
-    return EvalTransform(preprocessing) if views.crops == 1 else CropsTransform(preprocessing, views.crops)
 
 
 class TrainTransform:

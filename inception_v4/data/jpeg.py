@@ -112,6 +112,18 @@ def fraction_within(height: int, width: int, max_pixels: int) -> int | None:
     return next((n for n in FRACTIONS if -(-height // n) * -(-width // n) <= max_pixels), None)
 
 
+def decode_whole(data: bytes) -> np.ndarray:
+    """The pixels of a whole picture, [H, W, 3] uint8, bit-identical to Pillow's and faster.
+
+    Raises:
+        IsUnusual: it cannot be decoded without a warning.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, strict=True)
+    except ValueError as error:
+        raise IsUnusual(str(error)) from error
+
+
 def decode_part(data: bytes, frame: Frame, box: Box, *, fraction: int = 1) -> np.ndarray:
     """The pixels of `box`, [h, w, 3] uint8, bit-identical to those of the whole picture where they are not reduced.
 

@@ -20,16 +20,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from inception_v4.accelerator import Accelerator
-from inception_v4.data.augment import TrainTransform, draw_erased_box, eval_transform
 from inception_v4.data.order import EpochSampler, Key
 from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.sources import Source
-from inception_v4.data.views import ONE, Views
+from inception_v4.data.views import ONE, Views, eval_transform
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.settings.schema import Augmentation, Data
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World
+    from inception_v4.settings.schema import Augmentation, Data
 
 _MOST_SKIPPED = 100  # consecutive unreadable pictures that are passed over in training
 
@@ -168,6 +167,9 @@ class _TrainSet(Dataset):
     def __init__(self, source: Source, data: Data, augmentation: Augmentation, seed: int) -> None:
         self._source, self._augmentation, self._seed = source, augmentation, seed
         self._skip = data.on_corrupt == "skip"
+        # torchvision's, which takes long to import: here, so that loader processes need not.
+        from inception_v4.data.augment import TrainTransform
+
         self._transform = TrainTransform(augmentation)
         # Without antialiasing pixels are picked, not averaged, and must be those of the file.
         reduce = data.scaled_decoding and augmentation.train_crop == "random_resized" and augmentation.antialias
@@ -200,6 +202,8 @@ class _TrainSet(Dataset):
             exif_rotation=self._augmentation.exif_rotation,
         )
         image = self._transform(image, rng)
+        from inception_v4.data.augment import draw_erased_box
+
         erase = draw_erased_box(self._augmentation, rng) if self._augmentation.re_prob else None
         return _Sample(image, self._source.labels[index], index, erase, skipped)
 

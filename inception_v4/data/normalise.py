@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from inception_v4.preprocessing import Preprocessing
-from inception_v4.settings.schema import Augmentation
+
+if TYPE_CHECKING:
+    from inception_v4.settings.schema import Augmentation
 
 
 class Normalise:

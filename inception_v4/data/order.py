@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from inception_v4.settings.schema import Data
-
 if TYPE_CHECKING:
     from inception_v4.distributed import World
+    from inception_v4.settings.schema import Data
 
 _ORDER, _SAMPLE = 1, 2  # streams of random numbers
 

@@ -21,13 +21,13 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from inception_v4.data.jpeg import (
     Box,
     Frame,
     IsUnusual,
     decode_part,
+    decode_whole,
     decodes_row_by_row,
     fraction_for,
     fraction_within,
@@ -124,23 +124,15 @@ def decode_picture(data: bytes, name: str, how: Decoding = USUAL) -> Tensor:
     # The suffix says little: ImageNet has a PNG and CMYK pictures under .JPEG.
     if data.startswith(_JPEG):
         # What this decoder refuses is left to Pillow: it reads rare encodings and says what is wrong with broken ones.
-        with suppress(RuntimeError, IsUnusual):
-            frame = header_of(data)
+        with suppress(IsUnusual):
+            frame = frame_of(data)
             if frame.height * frame.width <= how.max_pixels:
-                return upright(_decode_jpeg(data), _orientation(data, frame, how))
+                return upright(torch.from_numpy(decode_whole(data)).permute(2, 0, 1), _orientation(data, frame, how))
     try:
         return _decode_with_pillow(data, how)
     except Exception as error:
         # Pillow's plugins raise whatever they trip over on damaged data (OSError, ValueError, struct.error, ...).
         raise CorruptImage(f"cannot decode {name} ({_reason(data, error)}): {_remedy(data, name, error)}") from error
-
-
-def _decode_jpeg(data: bytes) -> Tensor:
-    """Bit-identical to Pillow and faster."""
-    with warnings.catch_warnings():
-        # torchvision 0.29 says that a later release leaves its decoders to torchcodec.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
 
 
 class _TooLarge(ValueError):

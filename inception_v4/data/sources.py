@@ -32,10 +32,10 @@ from inception_v4.data.splits import balanced, fold_part, held_out_part
 from inception_v4.data.suffixes import Sieve
 from inception_v4.files import build_once, cache_dir
 from inception_v4.preprocessing import MAX_PIXELS
-from inception_v4.settings.schema import Data
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World
+    from inception_v4.settings.schema import Data
 
 __all__ = ["CorruptImage", "FolderSource", "Source", "Subset", "open_source"]
 

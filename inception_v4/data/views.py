@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inception_v4.data.crops import check_channels, resize, with_channels
+from inception_v4.data.crops import EvalTransform, check_channels, resize, with_channels
 from inception_v4.data.jpeg import Box
 from inception_v4.preprocessing import Preprocessing
 
@@ -124,3 +124,12 @@ class CropsTransform:
             squares = [crop.box.cut(resized) for crop in crops]
             views += [view if view.shape[-1] == side else resize(view, [side, side], how) for view in squares]
         return torch.stack([view.permute(1, 2, 0) for view in views]).permute(0, 3, 1, 2)
+
+
+def eval_transform(preprocessing: Preprocessing, views: Views = ONE) -> EvalTransform | CropsTransform:
+    """Deterministic: [3, H, W] to [C, S, S] uint8, or [V, C, S, S] where `views` has more crops than one.
+
+    Raises:
+        ValueError: `mean` is not of 1 or 3 channels.
+    """
+    return EvalTransform(preprocessing) if views.crops == 1 else CropsTransform(preprocessing, views.crops)

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inception_v4.console import track
-from inception_v4.data.augment import eval_transform
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import Decoding, read_picture
+from inception_v4.data.views import eval_transform
 from inception_v4.export.quantization import draw_pictures
 from inception_v4.export.target import ExportError, Target
 from inception_v4.inference.network import Signature, as_pixels, export_description

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inception_v4.data.augment import eval_transform
 from inception_v4.data.loader import EvalLoader, on_device, worker_count
 from inception_v4.data.named_files import NamedFiles
 from inception_v4.data.pictures import CorruptImage, Decoding, read_picture
-from inception_v4.data.views import ONE, Views
+from inception_v4.data.views import ONE, Views, eval_transform
 from inception_v4.distributed import World
 from inception_v4.inference.engines import Opener, Wanted, precision_for
 from inception_v4.inference.ensemble import open_others, ready

@@ -205,9 +205,9 @@ def _check_outputs(
 def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tensor]:
     """Normalised batches [B, C, S, S] by name."""
     # Only here: torchvision takes longer to start than a conversion.
-    from inception_v4.data.augment import eval_transform
     from inception_v4.data.normalise import Normalise
     from inception_v4.data.pictures import Decoding, read_picture
+    from inception_v4.data.views import eval_transform
 
     how = info.preprocessing
     if files and info.in_channels not in (1, 3):

@@ -17,13 +17,13 @@ from torchvision.transforms import v2
 from inception_v4.data.augment import (
     TrainTransform,
     draw_erased_box,
-    eval_transform,
     policy,
 )
 from inception_v4.data.crops import EvalTransform, pad_crop
 from inception_v4.data.mixing import MixAndErase
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import decode_picture
+from inception_v4.data.views import eval_transform
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from inception_v4.settings.schema import Augmentation
 

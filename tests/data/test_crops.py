@@ -5,10 +5,14 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from timm.data.transforms import RandomResizedCropAndInterpolation
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
 
-from inception_v4.data.crops import below, draw_box
+from inception_v4.data.crops import _MODES, EvalTransform, below, draw_box, resize
+from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation
 
 _BOXES = 4000
@@ -76,3 +80,37 @@ def test_boxes_lie_inside() -> None:
 def test_below_reaches_both_ends() -> None:
     rng = Random(0)
     assert {below(rng, 3) for _ in range(100)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("filter_", ["bicubic", "bilinear", "nearest"])
+def test_resizing_is_torchvisions_to_the_last_bit(
+    filter_: str, antialias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = {name: InterpolationMode(word) for name, word in _MODES.items()}
+    how = Preprocessing(interpolation=filter_, antialias=antialias)
+    for case, (sides, size) in enumerate(
+        ((((301, 500)), [113]), ((500, 301), [341]), ((64, 64), [64]), ((90, 80), [75, 99]))
+    ):
+        picture = torch.randint(256, (3, *sides), generator=torch.Generator().manual_seed(case), dtype=torch.uint8)
+        for channels in (3, 1):
+            expected = functional.resize(picture[:channels], size, modes[filter_], antialias=antialias)
+            found = resize(picture[:channels], size, how)
+            assert torch.equal(found, expected) and found.dtype is torch.uint8
+            if found.shape[1:] != picture.shape[1:]:
+                assert not torch.equal(found[:, 1:], expected[:, :-1])
+            # Where the filter for bytes is slow, numbers are resized: as torchvision does then.
+            monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+            expected = functional.resize(picture[:channels], size, modes[filter_], antialias=antialias)
+            assert torch.equal(resize(picture[:channels], size, how), expected)
+            monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("antialias", "offset"), [(True, 2), (False, 1)])
+def test_the_centre_is_where_torchvision_and_mindspore_have_it(antialias: bool, offset: int) -> None:
+    picture = torch.arange(78 * 78, dtype=torch.int64).remainder(251).to(torch.uint8).view(1, 78, 78).expand(3, -1, -1)
+    how = Preprocessing(75, crop_pct=75 / 78 - 1e-9, antialias=antialias)
+    found = EvalTransform(how)(picture)
+    if antialias:
+        assert torch.equal(found, functional.center_crop(picture, [75, 75]))
+    assert torch.equal(found, picture[:, offset : offset + 75, offset : offset + 75])

@@ -18,11 +18,12 @@ from torch import nn
 
 from inception_v4.accelerator import select
 from inception_v4.accelerator.precision import Precision
-from inception_v4.data.augment import eval_transform, seeded
+from inception_v4.data.augment import seeded
 from inception_v4.data.loader import Batch, EvalLoader, TrainLoader, WorkerDied
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.sources import FolderSource, Source
+from inception_v4.data.views import eval_transform
 from inception_v4.distributed import World
 from inception_v4.inference.evaluate import evaluate
 from inception_v4.preprocessing import Preprocessing

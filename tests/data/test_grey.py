@@ -20,10 +20,11 @@ from torchvision.transforms import InterpolationMode, v2
 
 from inception_v4.accelerator import select
 from inception_v4.cli.main import run
-from inception_v4.data.augment import TrainTransform, eval_transform, seeded
+from inception_v4.data.augment import TrainTransform, seeded
 from inception_v4.data.crops import with_channels
 from inception_v4.data.jpeg import Box
 from inception_v4.data.pictures import decode_box, decode_picture
+from inception_v4.data.views import eval_transform
 from inception_v4.distributed import World
 from inception_v4.inference.predict import Predictor
 from inception_v4.network.model import InceptionV4

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from inception_v4.data.augment import eval_transform
 from inception_v4.data.crops import resize
 from inception_v4.data.jpeg import Box
-from inception_v4.data.views import CROPS, Crop, Views, crop_boxes
+from inception_v4.data.views import CROPS, Crop, Views, crop_boxes, eval_transform
 from inception_v4.preprocessing import Preprocessing
 
 LANDSCAPE = {

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from exported import CLASSES, HOW, drawn, folder, network, run, weights_file
+from photos import photos
 from running import environment
 
 from inception_v4.accelerator import select
@@ -168,6 +169,26 @@ def test_commands_use_it_and_say_so(kept: Path, folder: Path, tmp_path: Path, ca
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     code, _, err = run(capsys, "predict", data, *words, "--no-cache", "--runtime", "openvino")
     assert code != 0 and "leave out --no-cache" in err
+
+
+SLOW_TO_IMPORT = ("torchvision", "timm", "torch._dynamo", "torch._inductor", "sympy", "pydantic", "matplotlib")
+
+
+def test_predict_imports_only_what_it_needs(kept: Path, folder: Path, tmp_path: Path) -> None:
+    """Half of the time of one picture would be imports of these."""
+    (tmp_path / "photo.jpg").write_bytes(photos(1)[0])
+    code = f"""
+import sys
+from inception_v4.cli.main import run
+code = run(sys.argv[1:])
+print(code, [name for name in {SLOW_TO_IMPORT} if name in sys.modules])
+"""
+    words = ["predict", tmp_path / "photo.jpg", "--ckpt-path", weights_file(folder), "--device", "cpu", "--amp", "off"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, env=environment()
+    )
+    assert done.stdout.splitlines()[-1] == "0 []", done.stdout + done.stderr
+    assert "1 picture, 75 px, openvino" in done.stderr
 
 
 def test_a_runtime_that_computes_something_else_is_found_out(

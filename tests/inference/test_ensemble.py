@@ -14,9 +14,8 @@ from running import run as run_processes
 
 from inception_v4.cli.ensemble import is_file_of_weights, one_flag_each
 from inception_v4.cli.main import run
-from inception_v4.data.augment import eval_transform
 from inception_v4.data.pictures import read_picture
-from inception_v4.data.views import Views
+from inception_v4.data.views import Views, eval_transform
 from inception_v4.inference.predict import Predictor
 from inception_v4.preprocessing import Preprocessing
 

@@ -277,3 +277,15 @@ def test_interrupted_save_leaves_the_old_file(tmp_path, monkeypatch, saved):
         save_weights(network(), path, WeightsInfo())
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_words_of_imagenet_are_timms_and_read_once() -> None:
+    from timm.data import ImageNetInfo
+
+    from inception_v4.weights.class_names import describe_class, imagenet_words
+
+    theirs, (synsets, words) = ImageNetInfo(), imagenet_words()
+    assert list(synsets) == theirs.label_names() and len(synsets) == 1000
+    assert all(words[name] == theirs.label_name_to_description(name) for name in synsets)
+    assert describe_class("n01440764") == "tench" and describe_class("tench") == "tench"
+    assert imagenet_words() is imagenet_words()

@@ -1,0 +1,131 @@
+"""Two machines: network namespaces with addresses of their own, joined by a link, and one of them dies and comes back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from running import TINY, as_flags, environment, final_state
+
+ADDRESSES = ("10.213.7.1", "10.213.7.2")
+SETTINGS = TINY | {
+    "shapes_train": 320, "epochs": 1, "ckpt_steps": 2, "keep_checkpoint_max": 3, "lr": 0.001, "bn_momentum": 0.9,
+    "output_dir": "run", "max_steps": 16, "hang_timeout": 30,
+}  # fmt: skip
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+@pytest.fixture
+def nodes() -> Iterator[tuple[str, str]]:
+    """The names of two namespaces whose ends of a link are up."""
+    names = tuple(f"iv4-{os.getpid()}-{end}" for end in "ab")
+    links = tuple(f"iv4{end}{os.getpid() % 100000}" for end in "ab")
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need iproute2 and root")
+    try:
+        for name in names:
+            ip("netns", "add", name)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr.decode().strip()}")
+    try:
+        ip("link", "add", links[0], "netns", names[0], "type", "veth", "peer", "name", links[1], "netns", names[1])
+        for name, link, address in zip(names, links, ADDRESSES, strict=True):
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", link)
+            ip("-n", name, "link", "set", link, "up")
+            ip("-n", name, "link", "set", "lo", "up")
+        yield names[0], names[1]
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+def link_of(node: str) -> str:
+    shown = subprocess.run(["ip", "-n", node, "-o", "link"], check=True, capture_output=True, text=True).stdout
+    return next(line.split(": ")[1].split("@")[0] for line in shown.splitlines() if "iv4" in line)
+
+
+class Node:
+    """torchrun of one process in a namespace; what it says goes into a file."""
+
+    def __init__(self, node: str, number: int, cwd: Path, *, least: int) -> None:
+        self.node, self.log = node, cwd / f"node{number}.log"
+        words = [
+            "ip", "netns", "exec", node, sys.executable, "-m", "torch.distributed.run", f"--nnodes={least}:2",
+            "--nproc-per-node=1", "--max-restarts=5", "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29400",
+            "--rdzv-id=job", f"--local-addr={ADDRESSES[number]}",
+            f"--rdzv-conf=is_host={str(number == 0).lower()},keep_alive_interval=1,keep_alive_max_attempt=4,"
+            "last_call_timeout=3,join_timeout=120",
+            "-m", "inception_v4", "train", *as_flags(SETTINGS),
+        ]  # fmt: skip
+        settings = environment() | {"GLOO_SOCKET_IFNAME": link_of(node), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        self.file = self.log.open("a")
+        self.process = subprocess.Popen(
+            words, cwd=cwd, env=settings, stdout=self.file, stderr=self.file, start_new_session=True
+        )
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def until(self, words: str, *, after: int = 0, timeout: float = 120) -> int:
+        """Wait for words in what it says from a place on; returns the place behind them."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            place = self.said().find(words, after)
+            if place >= 0:
+                return place + len(words)
+            if self.process.poll() is not None and self.said().find(words, after) < 0:
+                break
+            time.sleep(0.2)
+        raise AssertionError(f"no {words!r} from {self.node}:\n{self.said()[-6000:]}")
+
+    def kill(self) -> None:
+        """The machine is gone: torchrun and its processes, which have sessions of their own."""
+        pids = subprocess.run(["ip", "netns", "pids", self.node], capture_output=True, text=True).stdout.split()
+        for pid in map(int, pids):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        self.file.close()
+
+
+@contextmanager
+def two(nodes: tuple[str, str], cwd: Path, *, least: int) -> Iterator[tuple[Node, Node]]:
+    started: list[Node] = []
+    try:
+        for number, node in enumerate(nodes):
+            started.append(Node(node, number, cwd, least=least))
+        yield started[0], started[1]
+    finally:
+        for node in started:
+            node.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_node_is_lost_the_other_goes_on_and_it_comes_back(nodes: tuple[str, str], tmp_path: Path) -> None:
+    with two(nodes, tmp_path, least=1) as (first, second):
+        place = first.until(" step 4/")
+        assert "threads x 2" in first.said()
+        second.kill()
+        place = first.until("torchrun started the run again", after=place)
+        assert "threads x 1" in first.said()
+        place = first.until("step ", after=place)
+        back = Node(nodes[1], 1, tmp_path, least=1)
+        try:
+            place = first.until("threads x 2", after=place)
+            first.until("torchrun started the run again", after=place)
+            assert first.process.wait(timeout=200) == 0, first.said()[-4000:]
+        finally:
+            back.kill()
+    position = final_state(tmp_path / "run")["position"]
+    assert final_state(tmp_path / "run")["step"] == 16 and position["samples"] == 320

@@ -1,4 +1,4 @@
-"""Two machines: network namespaces with addresses of their own, joined by a link, and one of them dies and comes back."""
+"""Two machines: network namespaces with addresses of their own and a link; one of them dies and comes back."""
 
 from __future__ import annotations
 

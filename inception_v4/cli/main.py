@@ -26,6 +26,7 @@ COMMANDS = {
     "explain": ("inception_v4.cli.explain", "Show where on pictures classes were found."),
     "report": ("inception_v4.cli.report", "One HTML page about a run, or several compared."),
     "serve": ("inception_v4.cli.serve", "The network as an HTTP service, for programs."),
+    "push": ("inception_v4.cli.push", "Push a run's weights to the Hugging Face hub."),
     "export": (
         "inception_v4.cli.export",
         "Write the network for ONNX Runtime, OpenVINO, PyTorch, MindSpore or Ascend chips.",

@@ -198,10 +198,10 @@ def besiege(client: Any, count: int) -> None:
     port = client.base_url.port
     rng = random.Random(0)
     requests = [hostile(rng) for _ in range(min(count, 2000))]
-    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+    with concurrent.futures.ThreadPoolExecutor(48) as threads:
         answers = list(threads.map(lambda i: raw(port, requests[i % len(requests)], 8), range(count)))
     codes = {answer[9:12] for answer in answers}
-    assert b"200" in codes and {b"422", b"400"} & codes and not {b"500", b"502"} & codes, codes
+    assert {b"422", b"400"} <= codes and not {b"500", b"502"} & codes, codes
     answer = client.post("/predict", content=picture("blue"))
     assert answer.status_code == 200 and answer.json()["results"][0]["class"] == "blue"
     assert "under_way_pictures 0.0" in client.get("/metrics").text
@@ -213,9 +213,10 @@ def test_hostile_requests_do_no_harm(predictor: Predictor) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ten_thousand_hostile_requests_leave_no_memory_behind(predictor: Predictor) -> None:
     with served(predictor, Limits(seconds=0.2, pixels=1_000_000)) as client:
-        besiege(client, 2000)
+        besiege(client, 500)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         files = len(os.listdir("/proc/self/fd"))
         besiege(client, 10_000)

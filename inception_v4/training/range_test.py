@@ -43,8 +43,8 @@ def rising(steps: int) -> LearningRate:
 def find_rate(config: Config, steps: int = STEPS) -> dict[str, Any]:
     """A range test with a run's own network, pictures and optimizer; writes lr_find.json and lr_find.png.
 
-    They are in a directory beside the run's own, which stays free for it. With `lr_base_batch` the rate that is
-    proposed is for that batch, as `lr` is.
+    They are in a directory beside the run's own, which stays free for it. The rate is for the batches of this run, as
+    `--lr` is, which switches a recipe's `lr_base_batch` off.
 
     Returns:
         The rates, their smoothed losses, the proposed `lr` and the directory.
@@ -53,6 +53,8 @@ def find_rate(config: Config, steps: int = STEPS) -> dict[str, Any]:
     """
     accelerator = select(config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
+    # Rates are counted from the run's first step.
+    config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"start_epoch": 0})})
     name = f"{config.run.output_dir or f'runs/{config.run.recipe}'}-lr-find-{time.strftime('%Y%m%d-%H%M%S')}"
     run = config.run.model_copy(update={"output_dir": name, "resume": None, "tensorboard": False})
     with session(accelerator) as world, FolderLock(say) as lock:
@@ -63,7 +65,7 @@ def find_rate(config: Config, steps: int = STEPS) -> dict[str, Any]:
             loop.log.close()
         rates = [*map(rising(steps), range(len(losses)))]
         smoothed = smooth(losses)
-        found = propose(rates, smoothed) / config.optimizer.peak_lr(loop.loader.global_batch) * config.optimizer.lr
+        found = propose(rates, smoothed)
         result = {"lr": found, "rates": rates, "losses": smoothed, "output_dir": str(loop.folder.path)}
         if world.is_main:
             _write(loop.folder.path, result)

@@ -101,8 +101,9 @@ def test_the_steepest_fall_is_proposed_and_no_fall_is_an_error() -> None:
 
 
 def test_a_range_test_leaves_a_curve_and_the_runs_directory_free(tmp_path: Path) -> None:
-    run = tiny(tmp_path / "run", **SMALL, freeze="backbone", lr=0.02, drop_rate=0.0)
+    run = tiny(tmp_path / "run", **SMALL, freeze="backbone", lr_base_batch=32, start_epoch=1, drop_rate=0.0)
     result = find_rate(run, 40)
     assert not (tmp_path / "run").exists() and result["output_dir"].startswith(f"{tmp_path / 'run'}-lr-find-")
     assert (Path(result["output_dir"]) / "lr_find.png").read_bytes().startswith(b"\x89PNG")
-    assert 1e-6 < result["lr"] < 10 and json.loads((Path(result["output_dir"]) / "lr_find.json").read_text()) == result
+    assert result["rates"][0] == 1e-6 and result["lr"] in result["rates"][1:-1], "as a step used it, for these batches"
+    assert json.loads((Path(result["output_dir"]) / "lr_find.json").read_text()) == result

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from running import THREADS, tiny
+from running import LIVELY, THREADS, tiny
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,13 +28,6 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "finished"
     train(tiny(folder, **LIVELY))
     return folder
-
-
-LIVELY = {
-    "drop_rate": 0.3, "ema": True, "ema_warmup": 3, "mixup": 0.2, "cutmix": 1.0, "re_prob": 0.5, "color_jitter": 0.4,
-    "auto_augment": "randaug-m5-n1", "ckpt_steps": 4, "keep_checkpoint_max": 9, "label_smoothing": 0.1,
-}  # fmt: skip
-"""Settings under which every source of randomness takes part."""
 
 
 @pytest.fixture(autouse=True)

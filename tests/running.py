@@ -23,6 +23,12 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 """Six steps per epoch of the whole network, as small as it goes."""
 
+LIVELY = {
+    "drop_rate": 0.3, "ema": True, "ema_warmup": 3, "mixup": 0.2, "cutmix": 1.0, "re_prob": 0.5, "color_jitter": 0.4,
+    "auto_augment": "randaug-m5-n1", "ckpt_steps": 4, "keep_checkpoint_max": 9, "label_smoothing": 0.1,
+}  # fmt: skip
+"""Settings under which every source of randomness takes part."""
+
 
 def tiny(folder: Path, **changes: Any) -> Config:
     """A checked configuration of a tiny run into `folder`; its pictures are kept beside it."""

@@ -31,6 +31,7 @@ def worst(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], kind: str) -> 
     )
 
 
+@pytest.mark.slow
 def test_gradients_of_two_processes_equal_one_with_the_doubled_batch(tmp_path: Path) -> None:
     alone = gradients(World(), select("cpu"), sync=False)
     together = in_processes(tmp_path / "sync.pt", "sync")
@@ -62,7 +63,7 @@ def test_validation_is_identical_for_any_number_of_processes(
         *words, "--dataset=folder", "--json", "--batch-size=16", "--workers=0", "--device=cpu",
         processes=processes, threads=threads,
     )  # fmt: skip
-    assert f", {threads} threads x {processes}" in done.stderr
+    assert f", {threads} threads, float32 x {processes}" in done.stderr
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert result["samples"] == 203
     found = {name: result[name] for name in ("loss", "top1", "top5", "samples")}

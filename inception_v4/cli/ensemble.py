@@ -7,9 +7,7 @@ from typing import Any
 
 import click
 
-from inception_v4.cli.settings import SettingsCommand, with_dashes
-
-_FLAG, _MORE = "--ckpt-path", "--and-ckpt-path"
+FLAG = "--ckpt-path"
 _FILES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".npz", ".index", ".onnx", ".xml", ".pt2", ".om")
 """Suffixes that no picture has."""
 
@@ -40,13 +38,13 @@ def one_flag_each(words: Sequence[str], belongs: Callable[[str], bool]) -> list[
     rest = list(words)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
-        if name.replace("_", "-") != _FLAG or not (equals or rest):
+        if name.replace("_", "-") != FLAG or not (equals or rest):
             found.append(f"{name}{equals}{value}")
             continue
         files = [value if equals else rest.pop(0)]
         while rest and not rest[0].startswith("-") and belongs(rest[0]):
             files.append(rest.pop(0))
-        found += [f"{_FLAG}={file}" for file in files]
+        found += [f"{FLAG}={file}" for file in files]
     return found
 
 
@@ -55,22 +53,3 @@ class PredictCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, one_flag_each(args, is_file_of_weights))
-
-
-class ValidateCommand(SettingsCommand):
-    """A command that takes settings, and several weights files after one flag: all words up to the next flag."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        known = {option for parameter in self.params for option in parameter.opts}
-        words = one_flag_each(
-            [with_dashes(word, known) for word in args], lambda word: with_dashes(word, known) == word
-        )
-        first = next((place for place, word in enumerate(words) if word.startswith(f"{_FLAG}=")), len(words))
-        later = [
-            word.replace(f"{_FLAG}=", f"{_MORE}=", 1) if word.startswith(_FLAG) else word for word in words[first + 1 :]
-        ]
-        return super().parse_args(ctx, words[: first + 1] + later)
-
-
-others_option = click.option(_MORE, "others", multiple=True, hidden=True, metavar="FILE")
-"""Where `ValidateCommand` puts the files after the first."""

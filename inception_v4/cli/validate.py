@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli.ensemble import ValidateCommand, others_option, views_options
+from inception_v4.cli.ensemble import FLAG, one_flag_each, views_options
 from inception_v4.cli.options import (
     CONTEXT,
     announce,
@@ -21,7 +21,7 @@ from inception_v4.cli.options import (
     json_option,
     runtime_option,
 )
-from inception_v4.cli.settings import given_settings, resolve, settings
+from inception_v4.cli.settings import SettingsCommand, given_settings, resolve, settings, with_dashes
 from inception_v4.console import print_table
 from inception_v4.settings.dialects import NO_EFFECT
 from inception_v4.settings.recipes import to_yaml
@@ -32,6 +32,28 @@ _ASKED = (
 """Flags that are no settings."""
 
 VALIDATION_SECTIONS = ("data", "augmentation", "network", "training", "run")
+
+
+_MORE = "--and-ckpt-path"
+
+
+class ValidateCommand(SettingsCommand):
+    """A command that takes settings, and several weights files after one flag: all words up to the next flag."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {option for parameter in self.params for option in parameter.opts}
+        words = one_flag_each(
+            [with_dashes(word, known) for word in args], lambda word: with_dashes(word, known) == word
+        )
+        first = next((place for place, word in enumerate(words) if word.startswith(f"{FLAG}=")), len(words))
+        later = [
+            word.replace(f"{FLAG}=", f"{_MORE}=", 1) if word.startswith(FLAG) else word for word in words[first + 1 :]
+        ]
+        return super().parse_args(ctx, words[: first + 1] + later)
+
+
+others_option = click.option(_MORE, "others", multiple=True, hidden=True, metavar="FILE")
+"""Where `ValidateCommand` puts the files after the first."""
 
 
 @click.command("validate", cls=ValidateCommand, context_settings=CONTEXT)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from inception_v4.data.folders import missing
 from inception_v4.files import cache_dir
 from inception_v4.settings.addresses import is_address
-from inception_v4.settings.schema import Data
 from inception_v4.storage.archives import unpack_zip
 from inception_v4.storage.fetch import local_copy
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World
+    from inception_v4.settings.schema import Data
 
 
 def local_data(data: Data, world: World) -> Data:

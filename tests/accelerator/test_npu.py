@@ -119,6 +119,7 @@ def relative_distance(values: dict[str, torch.Tensor], exact: dict[str, torch.Te
     return float((one - other).norm() / other.norm())
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns():
     """DistributedDataParallel, synchronised batch statistics and fused optimizers over `hccl`, under torchrun."""
     settings = {"TORCH_DEVICE_BACKEND_AUTOLOAD": 1, "NPU_SIMULATOR_DEVICES": 2, "HCCL_EXEC_TIMEOUT": 4}

@@ -17,9 +17,8 @@ from typing import Any
 import npu_simulator
 import pytest
 import torch
-from conftest import LIVELY
 from live import enliven_gently
-from running import TINY, as_flags, command, differing, final_state
+from running import LIVELY, TINY, as_flags, command, differing, final_state
 
 from inception_v4.network.model import InceptionV4
 
@@ -239,7 +238,7 @@ def test_slow_work_of_the_main_process_starves_nobody(tmp_path):
     assert final_state(tmp_path / "run")["step"] == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fused_optimizer_profile_and_first_910(tmp_path):
     """torch-npu's optimizer and loss scaler, as the recipe of the paper would use them on the oldest chip."""
     settings = {"opt": "rmsproptf", "amp": "fp16", "loss_scale": 1, "clip_grad": 2.0, "lr": 0.01, "shapes_train": 20}

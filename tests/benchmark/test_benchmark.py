@@ -39,6 +39,7 @@ def test_contestants_are_timed_and_their_outputs_compared() -> None:
     assert rows[1].tflops == pytest.approx(rows[1].images_per_second * flops_per_image(75) / 1e12)
 
 
+@pytest.mark.slow
 def test_exported_files_of_both_kinds_compute_the_same() -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
@@ -48,6 +49,7 @@ def test_exported_files_of_both_kinds_compute_the_same() -> None:
     assert all(row.difference < 1e-4 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_training_step_is_one_and_its_loss_is_timms() -> None:
     entries = [Entry("timm", "fp32"), Entry("plain", "fp32"), Entry("plain checkpointing", "fp32")]
     rows = measure(group(*entries, task="train", batch_size=32), select("cpu"), FAST)
@@ -60,6 +62,7 @@ def test_a_training_step_is_one_and_its_loss_is_timms() -> None:
     setup.close()
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_a_row_with_the_remedy_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str, *others: str) -> None:
         raise RuntimeUnavailable(f"this needs {package}: pip install {package}")

@@ -39,6 +39,7 @@ def names(source: Source) -> set[str]:
     return {source.name(i) for i in range(len(source))}
 
 
+@pytest.mark.slow
 def test_a_folder_of_photos_becomes_a_run(
     pretrained: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +98,8 @@ def test_the_split_is_stratified_and_the_same_every_time(tmp_path: Path) -> None
 
 class Device:
     """What `suit_data` asks of an accelerator."""
+
+    label, bf16_pays = "device", False
 
     def __init__(self, kind: str, gibibytes: float) -> None:
         self.type, self._bytes = kind, int(gibibytes * 2**30)

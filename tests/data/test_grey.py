@@ -31,6 +31,7 @@ from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.recipes import ConfigError, build_config, load_config
 from inception_v4.settings.schema import Augmentation
+from inception_v4.storage.lock import FolderLock
 from inception_v4.training.train import prepare
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
 
@@ -117,6 +118,7 @@ def test_mean_and_std_follow_the_channels(tmp_path: Path) -> None:
             build_config({"in_channels": channels})
 
 
+@pytest.mark.slow
 def test_from_training_to_an_exported_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = class_folders(tmp_path / "photos", {"ape": 8, "bear": 8}, size=80)
     settings = TINY | {
@@ -159,7 +161,7 @@ def test_weights_for_colours_are_adapted(tmp_path: Path) -> None:
     how = Preprocessing(75, (0.3, 0.4, 0.5), (0.1, 0.2, 0.3))
     start = save_weights(colours, tmp_path / "colours.safetensors", WeightsInfo(2, preprocessing=how))
     settings = {"dataset": "folder", "data_dir": str(data), "ckpt_path": str(start), "in_channels": 1}
-    loop = prepare(tiny(tmp_path / "run", **settings), select("cpu"), World())
+    loop = prepare(tiny(tmp_path / "run", **settings), select("cpu"), World(), FolderLock(print))
     loop.log.close()
     first = next(loop.job.learner.model.parameters())
     assert torch.equal(first, next(colours.parameters()).sum(1, keepdim=True))

@@ -25,6 +25,7 @@ from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Data
+from inception_v4.storage.lock import FolderLock
 from inception_v4.training.job import weights_info
 from inception_v4.training.train import prepare
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
@@ -99,7 +100,7 @@ def test_natural_order_is_that_of_timms_own_reader(tmp_path: Path) -> None:
 def test_a_run_writes_its_class_order_down_and_an_export_keeps_it(tmp_path: Path) -> None:
     class_folders(tmp_path / "photos", dict.fromkeys(NUMBERS, 4), size=20)
     settings = {"dataset": "folder", "data_dir": str(tmp_path / "photos"), "init": "torch", "class_order": "natural"}
-    loop = prepare(tiny(tmp_path / "run", **settings), select("cpu"), World())
+    loop = prepare(tiny(tmp_path / "run", **settings), select("cpu"), World(), FolderLock(print))
     loop.log.close()
     info = weights_info(loop.job)
     assert info.class_order == "natural" and info.class_names == NUMBERS

@@ -36,6 +36,7 @@ def network_bias() -> torch.Tensor:
     return live_network().last_linear.bias.detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int8.onnx", "int8.xml"])
 def test_an_8_bit_file_is_small_and_says_nearly_what_the_network_says(folder: Path, pictures: Path, name: str) -> None:
     pytest.importorskip("onnxscript")
@@ -58,6 +59,7 @@ def test_an_8_bit_file_is_small_and_says_nearly_what_the_network_says(folder: Pa
     assert 1e-4 < difference < 0.2, "8 bits, and the same function"
 
 
+@pytest.mark.slow
 def test_the_report_counts_the_pictures_on_which_both_agree(folder: Path, pictures: Path) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")

@@ -153,6 +153,7 @@ def test_a_cut_graph_is_not_run(kept: Path, folder: Path) -> None:
     assert Predictor(str(weights_file(folder)), device="cpu", amp="off").engine.startswith("openvino")
 
 
+@pytest.mark.slow
 def test_commands_use_it_and_say_so(kept: Path, folder: Path, tmp_path: Path, capsys) -> None:
     from photos import class_folders
 
@@ -191,6 +192,7 @@ print(code, [name for name in {SLOW_TO_IMPORT} if name in sys.modules])
     assert "1 picture, 75 px, openvino" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_runtime_that_computes_something_else_is_found_out(
     kept: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

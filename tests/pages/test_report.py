@@ -154,7 +154,7 @@ def test_a_browser_shows_the_page_at_any_width_and_in_both_schemes(page: str, fi
         assert driver.get_log("browser") == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_thousand_pictures_take_half_a_minute(tmp_path: Path, finished: Path) -> None:
     data = tmp_path / "many"
     kinds = [finished.parent.parent / "pictures" / "train" / "disc" / f"{i:03d}.png" for i in range(3)]

@@ -212,7 +212,7 @@ def test_hostile_requests_do_no_harm(predictor: Predictor) -> None:
         besiege(client, 150)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_ten_thousand_hostile_requests_leave_no_memory_behind(predictor: Predictor) -> None:
     with served(predictor, Limits(seconds=0.2, pixels=1_000_000)) as client:

@@ -40,6 +40,7 @@ def trained(recipe: Path, data: Path, output: Path, *more: str) -> tuple[dict[st
     return {name: value for section in sections.values() for name, value in section.items()}, records
 
 
+@pytest.mark.slow
 def test_mindcvs_recipe(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With val_interval 5 validation comes after epoch 1, where MindCV has it, and after the last."""
     recipe = tmp_path / "inception_v4_ascend.yaml"

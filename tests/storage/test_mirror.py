@@ -123,7 +123,7 @@ def test_a_server_that_is_stopped_and_started(
     assert _names(address) == ["a", "b"] and "reached again" in said[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_whose_directory_is_an_address(store: Callable[[str], str], capsys: pytest.CaptureFixture[str]) -> None:
     address = store("runs/photos")
     loop, lock = _prepared(address, max_steps=7)

@@ -68,7 +68,7 @@ def test_a_zipped_data_set_that_is_not_there(store: Callable[[str], str], tmp_pa
         open_source(build_config({"data_dir": str(tmp_path), "data_zip": "x"}).data, "train", world=World(), seed=1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_jobs_run(
     store: Callable[[str], str], tmp_path: Path, zipped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

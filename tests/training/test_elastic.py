@@ -109,6 +109,7 @@ def assert_same_end(undisturbed: Path, folder: Path) -> None:
     assert not list(run.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_started_again_and_goes_on_untold(undisturbed: Path, tmp_path: Path) -> None:
     """Neither --output-dir nor --resume is given: the run is found by its launch, and the weights are the same bits."""
     with torchrun(tmp_path, "--max-restarts=1", settings=SETTINGS) as run:
@@ -120,7 +121,7 @@ def test_a_killed_process_is_started_again_and_goes_on_untold(undisturbed: Path,
     assert_same_end(undisturbed, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_many_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """Of a random process each, in the midst of starting, computing or writing. KILLS says how many, by default 4."""
@@ -148,6 +149,7 @@ def test_many_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     assert_same_end(whole, tmp_path / "killed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1])
 def test_a_signal_to_one_process_stops_all_with_a_checkpoint(tmp_path: Path, number: signal.Signals) -> None:
     settings = SETTINGS | {"shapes_train": 400, "ckpt_steps": 100, "output_dir": "run"}

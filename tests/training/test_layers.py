@@ -161,6 +161,7 @@ def test_a_run_freezes_until_an_epoch_and_its_average_follows(thawed_run: Path) 
         assert min(map(block_of, moved(second[key], third[key]))) == 0, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3])
 def test_going_on_before_and_after_the_thaw_gives_the_same_bits(thawed_run: Path, tmp_path: Path, step: int) -> None:
     (tmp_path / "checkpoints").mkdir()

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import LIVELY
-from running import as_flags, final_state, run, tiny
+from running import LIVELY, as_flags, final_state, run, tiny
 
 from inception_v4.data.order import EpochSampler, Key
 from inception_v4.distributed import World

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from running import ROOT, tiny
 
@@ -28,6 +29,7 @@ def made(folder: Path, **changes: Any) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_deterministic_runs_are_the_same_bits_and_say_what_made_them(tmp_path: Path) -> None:
     first, second = made(tmp_path / "a"), made(tmp_path / "b")
     assert first["sha256"] == second["sha256"] and set(first["sha256"]) == {"best.safetensors", "last.safetensors"}

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from running import differing, final_state, tiny
 
 from inception_v4.accelerator import select
 from inception_v4.distributed import World
 from inception_v4.settings.recipes import ConfigError, build_config
+from inception_v4.storage.lock import FolderLock
 from inception_v4.training.range_test import find_rate, propose, smooth
 from inception_v4.training.stopping import EarlyEnd
 from inception_v4.training.train import prepare, train
@@ -51,6 +55,7 @@ def test_patience_ends_a_run_that_no_longer_changes(tmp_path: Path, capsys: pyte
     assert train(tiny(tmp_path / "run", **still, patience=3, resume="auto"))["steps"] == 4
 
 
+@pytest.mark.slow
 def test_time_ends_a_run_with_its_weights_and_it_goes_on_to_the_same_bits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,7 +73,7 @@ def test_time_ends_a_run_with_its_weights_and_it_goes_on_to_the_same_bits(
 
 
 def test_the_best_weights_are_those_of_the_monitored_figure(tmp_path: Path) -> None:
-    loop = prepare(tiny(tmp_path, **SMALL, monitor="loss"), select("cpu"), World())
+    loop = prepare(tiny(tmp_path, **SMALL, monitor="loss"), select("cpu"), World(), FolderLock(print))
     figures = iter([(50.0, 2.0), (40.0, 1.0), (60.0, 3.0)])
 
     class Measured:
@@ -83,9 +88,15 @@ def test_the_best_weights_are_those_of_the_monitored_figure(tmp_path: Path) -> N
         def record(self, prefix: str = "") -> dict[str, float]:
             return {f"{prefix}top1": self.top1, f"{prefix}top5": 100.0, f"{prefix}loss": self.loss, "samples": 4}
 
-    loop.validator = lambda network: Measured()
+    class Measuring:
+        loader = SimpleNamespace(source=None)
+
+        def __call__(self, network: torch.nn.Module, goes_on: Callable[[], bool]) -> Measured:
+            return Measured()
+
+    loop.validator, loop._write = Measuring(), lambda work: ""  # figures, and no files
     for epoch in range(3):
-        loop.job.learner.step = 2 * epoch + 2
+        loop.job.learner.course.epoch, loop.job.learner.course.step = epoch + 1, 2 * epoch + 2
         loop._validate(epoch)
     loop.log.close()
     assert loop.job.best["loss"] == 1.0 and loop.job.best["epoch"] == 1 and loop.job.waited == 1

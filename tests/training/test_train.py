@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LIVELY
 from live import enliven
-from running import TINY, as_flags, command, differing, environment, final_state, run, tiny
+from running import LIVELY, TINY, as_flags, command, differing, environment, final_state, run, tiny
 from safetensors import safe_open
 
 from inception_v4.accelerator import DeviceError, select
@@ -31,6 +30,7 @@ from inception_v4.inference.evaluate import Evaluation
 from inception_v4.network.model import InceptionV4
 from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Augmentation
+from inception_v4.storage.lock import FolderLock
 from inception_v4.training.checkpoint import CheckpointError
 from inception_v4.training.loop import INTERRUPTED, Interrupted
 from inception_v4.training.schedule import Course
@@ -150,7 +150,7 @@ def test_a_validation_that_a_signal_ends_is_done_when_the_run_goes_on(finished_r
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(finished_run / "checkpoints" / "step-00000008.pt", folder / "checkpoints")
     shutil.copy(finished_run / "best.safetensors", folder)
-    loop = prepare(tiny(folder, **LIVELY, resume="auto"), select("cpu"), World())
+    loop = prepare(tiny(folder, **LIVELY, resume="auto"), select("cpu"), World(), FolderLock(print))
     seen = []
     validator = loop.validator
 

@@ -110,7 +110,7 @@ def two(nodes: tuple[str, str], cwd: Path, *, least: int) -> Iterator[tuple[Node
             node.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_node_is_lost_the_other_goes_on_and_it_comes_back(nodes: tuple[str, str], tmp_path: Path) -> None:
     with two(nodes, tmp_path, least=1) as (first, second):

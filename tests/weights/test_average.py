@@ -155,7 +155,7 @@ def test_statistics_are_those_of_torchs_update_bn() -> None:
         assert ("running" in name or "tracked" in name) != torch.equal(ours[name], before[name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_checkpoints_of_a_run_become_a_soup_with_statistics_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,7 +53,10 @@ def test_each_process_keeps_its_own_buffers_and_torch_warns_of_nothing() -> None
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("processes", "threads"), [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)])
+TWO_THREADS = [pytest.param(processes, 2, marks=pytest.mark.slow) for processes in (1, 2)]
+
+
+@pytest.mark.parametrize(("processes", "threads"), [(1, 1), (2, 1), (3, 1), *TWO_THREADS])
 def test_validation_is_identical_for_any_number_of_processes(
     finished_run: Path, pictures_203: Path, processes: int, threads: int, reference: dict[int, dict[str, float]]
 ) -> None:

@@ -105,6 +105,7 @@ def answers(folder) -> dict[str, dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_training_writes_what_the_cpu_writes(answers, folder):
     for device in ("cpu", "npu"):
         said = answers[f"train {device}"]["err"]

@@ -60,7 +60,7 @@ def test_mindcvs_recipe(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert f"{name}" in said.split(" -> no effect")[0] or f"\n{name}" in said, name
 
 
-@pytest.mark.parametrize("file", ["", "_gpu", "_cpu"])
+@pytest.mark.parametrize("file", [pytest.param("", marks=pytest.mark.slow), "_gpu", "_cpu"])  # the first is in fp16
 def test_the_modelzoos_recipes(photos: Path, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = FIXTURES / f"modelzoo_default_config{file}.yaml"
     data, more = photos, ["--epoch_size", "2"]

@@ -141,6 +141,7 @@ def test_earlier_formats_go_on_where_their_steps_still_mean_something() -> None:
         position_of({"version": 3, "position": {"epoch": 1, "done": 4, "samples": 24}}, Course(30, 4))
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_from_one_and_one_from_two(finished_run: Path, tmp_path: Path) -> None:
     """From 8 of 24 samples into the second epoch: a step of 8 by two processes, then 8 by one in batches of 5."""
     folder = tmp_path / "run"

@@ -55,6 +55,11 @@ def test_a_run_that_goes_on_adds_its_start(tmp_path: Path) -> None:
 
 
 def test_the_commit_is_the_checkouts() -> None:
-    found = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    """None where the package is installed, and not run from a checkout."""
+    place = Path(inception_v4.__file__).parents[1]
+    found = subprocess.run(["git", "-C", str(place), "rev-parse", "HEAD"], capture_output=True, text=True)
     commit = package_commit()
-    assert commit is None if found.returncode else commit is not None and commit.startswith(found.stdout.strip())
+    if found.returncode or place.resolve() != ROOT.resolve():
+        assert commit is None
+    else:
+        assert commit is not None and commit.startswith(found.stdout.strip())

@@ -66,7 +66,7 @@ def test_a_run_leaves_what_it_promises(finished_run: Path) -> None:
         assert len(file.keys()) == 896 and file.metadata()["format"] == "pt"
 
 
-@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize("step", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_resuming_gives_the_same_bits_with_other_workers(finished_run: Path, tmp_path: Path, step: int) -> None:
     folder = tmp_path / "resumed"
     (folder / "checkpoints").mkdir(parents=True)
@@ -150,7 +150,8 @@ def test_a_validation_that_a_signal_ends_is_done_when_the_run_goes_on(finished_r
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(finished_run / "checkpoints" / "step-00000008.pt", folder / "checkpoints")
     shutil.copy(finished_run / "best.safetensors", folder)
-    loop = prepare(tiny(folder, **LIVELY, resume="auto"), select("cpu"), World(), FolderLock(print))
+    lock = FolderLock(print)
+    loop = prepare(tiny(folder, **LIVELY, resume="auto"), select("cpu"), World(), lock)
     seen = []
     validator = loop.validator
 
@@ -163,6 +164,7 @@ def test_a_validation_that_a_signal_ends_is_done_when_the_run_goes_on(finished_r
     with pytest.raises(Interrupted, match="at step 12"):
         loop.run_epochs()
     loop.log.close()
+    lock.release()
     assert [result.samples for result in seen] == [4, 4], "a batch each of ten pictures"
     assert final_state(folder)["unvalidated"] == 1
     train(tiny(folder, **LIVELY, resume="auto"))

@@ -191,7 +191,7 @@ def test_a_hang_ends_with_the_name_of_the_missing_process(tmp_path: Path) -> Non
         os.kill(stopped, signal.SIGKILL)
         run.end(1)
     assert re.search(
-        r"no progress for 20 s \(--hang-timeout\) while .* after step \d+: process 1 \(\S+\) is missing", line
+        r"no progress for 20 s \(--hang-timeout\) while .* step \d+: process 1 \(\S+\) is missing", line
     )
 
 

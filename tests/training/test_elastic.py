@@ -190,9 +190,7 @@ def test_a_hang_ends_with_the_name_of_the_missing_process(tmp_path: Path) -> Non
         assert 19 < time.monotonic() - asked < 45
         os.kill(stopped, signal.SIGKILL)
         run.end(1)
-    assert re.search(
-        r"no progress for 20 s \(--hang-timeout\) while .* step \d+: process 1 \(\S+\) is missing", line
-    )
+    assert re.search(r"no progress for 20 s \(--hang-timeout\) while .* step \d+: process 1 \(\S+\) is missing", line)
 
 
 def test_processes_meet_in_a_store_that_is_full_of_those_before() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from inception_v4 import __version__
 from inception_v4.accelerator import environment_report
 from inception_v4.console import progress
-from inception_v4.files import atomic_write
+from inception_v4.files import atomic_write, sha256_of
 from inception_v4.pages.charts import (
     MOST_CLASSES,
     Chart,
@@ -23,7 +23,7 @@ from inception_v4.pages.charts import (
 )
 from inception_v4.pages.extras import optional
 from inception_v4.pages.inspection import DataReport, inspect_data
-from inception_v4.pages.run_record import Answers, RunRecord, digest_of, read_runs, settings_that_differ
+from inception_v4.pages.run_record import Answers, RunRecord, read_runs, settings_that_differ
 from inception_v4.pages.scores import (
     Reliability,
     class_scores,
@@ -147,7 +147,7 @@ def staleness(run: RunRecord) -> str:
     """A warning where the answers are not those of the weights that lie beside them."""
     assert run.answers is not None
     known = run.answers.weights_sha256
-    if known is None or not run.weights.is_file() or digest_of(run.weights) == known:
+    if known is None or not run.weights.is_file() or sha256_of(run.weights) == known:
         return ""
     return "These answers are of other weights than best.safetensors: validate again, with --save-predictions."
 

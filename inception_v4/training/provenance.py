@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import socket
@@ -12,7 +11,7 @@ from typing import Any
 
 from inception_v4.accelerator import Accelerator, package_commit, package_versions
 from inception_v4.distributed import World
-from inception_v4.files import atomic_write
+from inception_v4.files import atomic_write, sha256_of
 
 PROVENANCE = "provenance.json"
 _WEIGHTS = ("best.safetensors", "last.safetensors")
@@ -41,16 +40,8 @@ def record_start(folder: Path, start: dict[str, Any]) -> None:
 
 def record_weights(folder: Path) -> None:
     """Add the SHA-256 of the weights files of a run that is over."""
-    sums = {name: _sha256_of(folder / name) for name in _WEIGHTS if (folder / name).is_file()}
+    sums = {name: sha256_of(folder / name) for name in _WEIGHTS if (folder / name).is_file()}
     _write(folder, {**_read(folder), "sha256": sums})
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read(folder: Path) -> dict[str, Any]:

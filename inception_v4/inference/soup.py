@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from inception_v4.accelerator import Accelerator
-from inception_v4.console import track
+from inception_v4.accelerator.precision import choose_amp
 from inception_v4.data.loader import EvalLoader
 from inception_v4.distributed import World
 from inception_v4.inference.ensemble import ready
-from inception_v4.inference.evaluate import Evaluation, evaluate
+from inception_v4.inference.evaluate import Evaluation
 from inception_v4.inference.network import TORCH, open_network
-from inception_v4.inference.validate import labelled_pictures
+from inception_v4.inference.validate import asked_precision, evaluate_ready, labelled_pictures
 from inception_v4.settings.schema import Config
 from inception_v4.weights import Weights
 from inception_v4.weights.average import WeightsSum
@@ -34,18 +34,16 @@ def judge_of(config: Config, source: str, weights: Weights, *, accelerator: Acce
     labelled = labelled_pictures(config, source, weights.info, world)
     given = config.augmentation.given_preprocessing()
     batch_size = config.data.val_batch_size or config.data.batch_size
+    amp, _ = choose_amp(accelerator, asked_precision(config.training))
 
     def judge(weights: Weights) -> Evaluation:
         network = open_network(weights, accelerator, runtime=TORCH)
-        it = ready([network], given, amp=config.training.val_amp or config.training.amp, batch_size=batch_size)
+        it = ready([network], given, amp=amp, batch_size=batch_size)
         loader = EvalLoader(
             labelled.pictures, it.preprocessing, batch_size=batch_size, workers=config.data.workers, world=world,
             on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory,
         )  # fmt: skip
-        batches = track(loader, "validating", len(loader)) if world.is_main else loader
-        return evaluate(
-            it.model, batches, prepare=it.prepare, precision=it.precision, world=world, batch_size=batch_size
-        )
+        return evaluate_ready(it, loader, world)
 
     return judge
 

@@ -80,7 +80,7 @@ def validate(
         if world.is_main:
             _introduce([network, *more], it, labelled, str(views), processes=world.size)
         started = time.perf_counter()
-        result = _evaluated(it, loader, world, labelled.pictures.labels if options.data_classes_only else None)
+        result = evaluate_ready(it, loader, world, labelled.pictures.labels if options.data_classes_only else None)
         seconds = time.perf_counter() - started
         if world.is_main:
             _warn_and_write(result, labelled, options, source=None if others else source)
@@ -93,7 +93,7 @@ def validate(
     }  # fmt: skip
 
 
-def _evaluated(it: Ready, loader: EvalLoader, world: World, labels: Sequence[int] | None) -> Evaluation:
+def evaluate_ready(it: Ready, loader: EvalLoader, world: World, labels: Sequence[int] | None = None) -> Evaluation:
     """Figures of `it`, which may answer with the classes among `labels` alone where these are given."""
     return evaluate(
         it.model if labels is None else only_classes(it.model, labels),

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from inception_v4.accelerator import Accelerator, select
-from inception_v4.accelerator.precision import Precision
+from inception_v4.accelerator.precision import Precision, choose_amp
 from inception_v4.console import say, track
 from inception_v4.data.loader import TrainLoader
 from inception_v4.data.normalise import Normalise
@@ -17,6 +17,7 @@ from inception_v4.distributed import World, session
 from inception_v4.inference.data_record import validation_data
 from inception_v4.inference.factory import open_model
 from inception_v4.inference.soup import greedy_soup, judge_of
+from inception_v4.inference.validate import asked_precision
 from inception_v4.settings.schema import Config
 from inception_v4.training.batch_statistics import recompute_statistics
 from inception_v4.training.smallest import check_smallest
@@ -115,12 +116,13 @@ def _with_statistics(
     loader = TrainLoader(pictures, data, augmentation, world=world, seed=seed, pin_memory=accelerator.pin_memory)
     layout = accelerator.memory_format(config.training.channels_last)
     model = opened.model.to(accelerator.device).to(memory_format=layout)
+    amp, _ = choose_amp(accelerator, asked_precision(config.training))
     batches = loader.epoch(0)
     seen = recompute_statistics(
         model,
         track(batches, "BatchNorm statistics", loader.steps_per_epoch) if world.is_main else batches,
         normalise=Normalise(augmentation, layout),
-        precision=Precision(accelerator, accelerator.amp_dtype(config.training.amp)),
+        precision=Precision(accelerator, accelerator.amp_dtype(amp)),
         world=world,
     )
     if world.is_main:

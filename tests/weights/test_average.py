@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from live import enliven
-from running import tiny
+from running import TINY, as_flags, tiny
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
@@ -155,7 +155,7 @@ def test_statistics_are_those_of_torchs_update_bn() -> None:
         assert ("running" in name or "tracked" in name) != torch.equal(ours[name], before[name]), name
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_checkpoints_of_a_run_become_a_soup_with_statistics_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,3 +174,14 @@ def test_checkpoints_of_a_run_become_a_soup_with_statistics_of_their_own(
     load_weights(InceptionV4(2), swa)
     assert run(["validate", "--ckpt-path", str(output), "--device=cpu", "--workers=0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 10, "the record of the data goes with them"
+    names = (
+        "dataset",
+        "image_size",
+        "batch_size",
+        "val_batch_size",
+        "workers",
+        "device",
+        *(n for n in TINY if "shapes" in n),
+    )
+    data = as_flags({name: TINY[name] for name in names})
+    assert run(["average", *files[:2], *data, "--output", str(output), "--greedy", "--update-bn"]) == 0, "of no recipe"

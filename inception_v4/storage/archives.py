@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import stat
 import zipfile
-import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from inception_v4.console import progress, say
@@ -18,6 +19,10 @@ SMALL = 1 << 28
 """Bytes that any archive may grow to."""
 
 MOST_FILES = 50_000_000
+
+_UNFIT = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EINVAL, errno.EILSEQ)
+"""Of names that the file system does not take: too long, or a file's and a folder's at once."""
+_SHOWN = 200
 
 
 class ArchiveError(ValueError):
@@ -44,46 +49,71 @@ def unpack_zip(archive: Path, folder: Path) -> Path:
 
 
 def _unpack(archive: Path, part: Path) -> None:
+    with _opened(archive) as opened:
+        members = [member for member in opened.infolist() if not member.filename.endswith("/")]
+        _require_harmless(archive, members)
+        size = sum(member.file_size for member in members)
+        require_room(part, size, f"unpacking {archive.name}")
+        say(f"unpacking {archive} ({len(members)} files, {megabytes(size)})")
+        with progress("unpacking, MB", size / 1e6) as count_on:
+            for member in members:
+                try:
+                    _write_member(_content(archive, opened, member), member.file_size, part / member.filename)
+                except OSError as error:
+                    if error.errno not in _UNFIT:
+                        raise
+                    shown = f"{member.filename[:_SHOWN]!r} that is no file's name ({error.strerror})"
+                    raise ArchiveError(f"{archive} has a member {shown}: it is not unpacked") from error
+                count_on(member.file_size / 1e6)
+
+
+def _opened(archive: Path) -> zipfile.ZipFile:
     try:
-        with zipfile.ZipFile(archive) as opened:
-            members = [member for member in opened.infolist() if not member.is_dir()]
-            _require_harmless(archive, members)
-            size = sum(member.file_size for member in members)
-            require_room(part, size, f"unpacking {archive.name}")
-            say(f"unpacking {archive} ({len(members)} files, {megabytes(size)})")
-            with progress("unpacking, MB", size / 1e6) as count_on:
-                for member in members:
-                    _write_member(opened, member, part / member.filename)
-                    count_on(member.file_size / 1e6)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise ArchiveError(f"{archive} cannot be unpacked ({error}): fetch it again, or make it anew") from error
+        return zipfile.ZipFile(archive)
+    except Exception as error:  # zipfile raises almost anything on damaged bytes
+        raise _damaged(archive, error) from error
 
 
-def _write_member(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
-    """Whole or not at all; never more than the archive declares."""
-    if target.is_file() and target.stat().st_size == member.file_size:
+def _content(archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """Piece by piece; never more than the archive declares."""
+    left = member.file_size
+    try:
+        with opened.open(member) as packed:
+            while block := packed.read(1 << 20):
+                left -= len(block)
+                if left < 0:
+                    raise zipfile.BadZipFile(f"{member.filename[:_SHOWN]} has more bytes than it declares")
+                yield block
+    except Exception as error:  # as above; what goes wrong where the pieces are written is not raised in here
+        raise _damaged(archive, error) from error
+
+
+def _damaged(archive: Path, error: Exception) -> ArchiveError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ArchiveError(f"{archive} cannot be unpacked ({reason}): fetch it again, or make it anew")
+
+
+def _write_member(content: Iterator[bytes], size: int, target: Path) -> None:
+    """Whole or not at all."""
+    if target.is_file() and target.stat().st_size == size:
         return  # by an interrupted run
-    with opened.open(member) as packed, atomic_write(target) as temporary, open(temporary, "wb") as file:
-        left = member.file_size
-        while block := packed.read(1 << 20):
-            left -= len(block)
-            if left < 0:
-                raise zipfile.BadZipFile(f"{member.filename} has more bytes than it declares")
-            file.write(block)
+    with atomic_write(target) as temporary, open(temporary, "wb") as file:
+        file.writelines(content)
 
 
 def _require_harmless(archive: Path, members: list[zipfile.ZipInfo]) -> None:
     size, own, seen = 0, archive.stat().st_size, set()
     for member in members:
-        name = member.filename
+        name, shown = member.filename, repr(member.filename[:_SHOWN])
         kind = stat.S_IFMT(member.external_attr >> 16)
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0] or "\0" in name:
-            raise ArchiveError(f"{archive} has a member {name!r} outside its folder: it is not unpacked")
+        unfit = not path.parts or ":" in path.parts[0] or any(word in name for word in ("\\", "\0"))
+        if unfit or path.is_absolute() or ".." in path.parts:
+            raise ArchiveError(f"{archive} has a member {shown} outside its folder: it is not unpacked")
         if kind not in (0, stat.S_IFREG):
-            raise ArchiveError(f"{archive} has a member {name!r} that is a link or a device: it is not unpacked")
+            raise ArchiveError(f"{archive} has a member {shown} that is a link or a device: it is not unpacked")
         if name in seen:
-            raise ArchiveError(f"{archive} has two members {name!r}: it is not unpacked")
+            raise ArchiveError(f"{archive} has two members {shown}: it is not unpacked")
         seen.add(name)
         size += member.file_size
     if size > max(MOST_EXPANSION * own, SMALL) or len(members) > MOST_FILES:

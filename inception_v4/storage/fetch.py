@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -25,7 +25,12 @@ _used: list[IO[bytes]] = []
 
 
 def local_copy(
-    source: str, *, cache: Path | None = None, limit: int | None = None, wanted: Callable[[str], bool] | None = None
+    source: str,
+    *,
+    cache: Path | None = None,
+    limit: int | None = None,
+    wanted: Callable[[str], bool] | None = None,
+    beside: Sequence[str] = (),
 ) -> str:
     """`source` itself where it is a path; the place of a copy of the file or folder where it is an address.
 
@@ -36,6 +41,7 @@ def local_copy(
         cache: folder of the copies; default: the user's cache.
         limit: bytes of all copies; default: what leaves a tenth of the disk free.
         wanted: of the names in a folder, those that are copied.
+        beside: names of files beside a file that belong to it, where they are there.
     Raises:
         StorageError, ValueError: not there, not reachable, or changed on the way.
         DiskFull: no room within the limit.
@@ -46,31 +52,42 @@ def local_copy(
     entries = [entry for entry in place.entries() if wanted is None or not entry.name or wanted(entry.name)]
     if not entries:
         raise StorageError(f"{source} holds no files: check the address")
+    is_file = entries[0].name == ""
+    others = _beside(place, beside) if is_file else []
+    pieces = [*((place, entry) for entry in entries), *others]
     cache = (cache or cache_dir()) / "remote"
-    key = hashlib.sha256(repr((place.address, entries)).encode()).hexdigest()[:16]
+    versions = (place.address, entries, [entry for _, entry in others])
+    key = hashlib.sha256(repr(versions).encode()).hexdigest()[:16]
     folder = cache / f"{place.name or 'files'}-{key}"
     cache.mkdir(parents=True, exist_ok=True)
     _hold(folder)
     if not folder.is_dir():
-        size = sum(entry.size for entry in entries)
+        size = sum(entry.size for _, entry in pieces)
         _make_room(cache, source, size, limit)
-        build_once(folder, lambda part: _download(place, entries, part))
+        build_once(folder, lambda part: _download(place.address, pieces, part))
     os.utime(folder)
-    return str(folder / place.name if entries[0].name == "" else folder)
+    return str(folder / place.name if is_file else folder)
 
 
-def _download(place: Place, entries: list[RemoteFile], part: Path) -> None:
-    size = sum(entry.size for entry in entries)
-    say(f"fetching {place.address} ({len(entries)} files, {megabytes(size)})")
+def _beside(place: Place, names: Sequence[str]) -> list[tuple[Place, RemoteFile]]:
+    parent = place.address.rpartition("/")[0]
+    others = [Place(f"{parent}/{name}") for name in names]
+    return [(other, entry) for other in others for entry in other.entries() if entry.name == ""]
 
-    def one(entry: RemoteFile) -> int:
+
+def _download(address: str, pieces: list[tuple[Place, RemoteFile]], part: Path) -> None:
+    size = sum(entry.size for _, entry in pieces)
+    say(f"fetching {address} ({len(pieces)} files, {megabytes(size)})")
+
+    def one(piece: tuple[Place, RemoteFile]) -> int:
+        place, entry = piece
         target = part / (entry.name or place.name)
         if not (target.is_file() and target.stat().st_size == entry.size):  # else an interrupted fetch brought it
             place.get(entry, target)
         return entry.size
 
     with progress("fetching, MB", size / 1e6) as count_on, ThreadPoolExecutor(_AT_ONCE) as several:
-        for count in several.map(one, entries):
+        for count in several.map(one, pieces):
             count_on(count / 1e6)
 
 

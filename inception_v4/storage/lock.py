@@ -7,51 +7,40 @@ differences of two times that the file system gave, so that the clocks of two ma
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from filelock import FileLock
 
 from inception_v4.files import atomic_write, require_writable
+from inception_v4.storage.address_lock import AddressLock
+from inception_v4.storage.owner import LOCK_NAME, FolderInUse, Owner
 
-NAME = "run.lock"
 BEAT = 5.0
 STALE_AFTER = 30.0
 _POLL = 0.5
-
-
-class FolderInUse(ValueError):
-    """Another process writes into this folder; one line that names its host and pid."""
 
 
 @dataclass(frozen=True)
 class _Found:
     """A lock file as it is at one moment: what it says, and when it was touched, in seconds of the file system."""
 
-    owner: dict[str, Any]
+    owner: Owner
     touched: float
-
-    @property
-    def who(self) -> str:
-        owner = self.owner
-        if "host" not in owner:
-            return "an owner that its file does not name"
-        return f"process {owner.get('pid')} on {owner['host']}, since {owner.get('since', 'an unknown time')}"
 
 
 class FolderLock:
     """A folder's lock, held from `acquire` to the end of the `with` block.
+
+    Attributes:
+        upload: the lock of the address that the folder is uploaded to, given back with it.
 
     Args:
         say: takes lines for people.
@@ -59,8 +48,9 @@ class FolderLock:
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
+        self.upload = AddressLock(say)
         self._path: Path | None = None
-        self._owner: dict[str, Any] = {}
+        self._owner = Owner()
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -68,6 +58,7 @@ class FolderLock:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.upload.release()
         self.release()
 
     def acquire(self, folder: Path) -> None:
@@ -80,23 +71,21 @@ class FolderLock:
             FolderInUse: its owner lives.
             DiskFull: nothing can be written there.
         """
-        path = folder / NAME
+        path = folder / LOCK_NAME
         if self._path == path:
             return
         require_writable(folder)
         seen: _Found | None = None
         while True:
-            with FileLock(folder / f".{NAME}.guard"):
+            with FileLock(folder / f".{LOCK_NAME}.guard"):
                 found = _read(path)
                 if found is None or not _lives(found, folder):
                     self._take(path, found)
                     return
-            if _is_here(found.owner) or (seen is not None and found != seen):
-                raise FolderInUse(
-                    f"{folder} is written to by {found.who}: wait for it or stop it, or give another --output-dir"
-                )
+            if found.owner.is_here or (seen is not None and found != seen):
+                raise found.owner.in_use(folder, setting="--output-dir")
             if seen is None:
-                self._say(f"{folder} is locked by {found.who}: watching for a sign of life for {STALE_AFTER:g} s")
+                self._say(found.owner.watched(folder, STALE_AFTER))
             seen = found
             time.sleep(_POLL)
 
@@ -105,8 +94,8 @@ class FolderLock:
         if self._path is None or self._is_mine(self._path):
             return
         found = _read(self._path)
-        who = found.who if found else "a process that has ended"
-        raise FolderInUse(f"{self._path.parent} was taken over by {who}: this run stops and writes nothing more")
+        other = found.owner.who if found else "a process that has ended"
+        raise FolderInUse(f"{self._path.parent} was taken over by {other}: this run stops and writes nothing more")
 
     def release(self) -> None:
         """Give the folder back; free where nothing is held."""
@@ -121,11 +110,11 @@ class FolderLock:
         self._done.clear()
 
     def _take(self, path: Path, found: _Found | None) -> None:
-        self._owner = _identity() | {"token": uuid.uuid4().hex, "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        self._owner = Owner.this()
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(self._owner), encoding="utf-8")
+            temporary.write_text(self._owner.text(), encoding="utf-8")
         if found is not None:
-            self._say(f"{path.parent} was locked by {found.who}, which is gone: the lock is taken over")
+            self._say(found.owner.gone(path.parent))
         self._path = path
         self._thread = threading.Thread(target=self._keep_fresh, args=(path,), name="run lock", daemon=True)
         self._thread.start()
@@ -138,7 +127,7 @@ class FolderLock:
 
     def _is_mine(self, path: Path) -> bool:
         found = _read(path)
-        return found is not None and found.owner.get("token") == self._owner["token"]
+        return found is not None and found.owner.holds_with(self._owner)
 
 
 def _read(path: Path) -> _Found | None:
@@ -148,47 +137,11 @@ def _read(path: Path) -> _Found | None:
             content, touched = file.read(4096), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         return None
-    try:
-        owner = json.loads(content)
-    except ValueError:
-        owner = {}
-    return _Found(owner if isinstance(owner, dict) else {}, touched)
+    return _Found(Owner.read(content), touched)
 
 
 def _lives(found: _Found, folder: Path) -> bool:
-    if _is_here(found.owner):
-        started = _process_started(found.owner.get("pid"))
-        return started is not None and started == found.owner.get("started")
+    if found.owner.is_here:
+        return found.owner.runs_here
     with tempfile.TemporaryFile(dir=folder) as now:
         return os.fstat(now.fileno()).st_mtime - found.touched < STALE_AFTER
-
-
-def _identity() -> dict[str, Any]:
-    """This process, and what tells its machine and its numbering of processes (a container's) from others."""
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started": _process_started(pid), **_machine()}
-
-
-def _machine() -> dict[str, str]:
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    namespace = Path("/proc/self/ns/pid")
-    return {
-        "boot": boot.read_text(encoding="ascii").strip() if boot.exists() else "",
-        "processes": os.readlink(namespace) if namespace.is_symlink() else "",
-    }
-
-
-def _is_here(owner: dict[str, Any]) -> bool:
-    """Whether the owner's pid is one that this process can look up."""
-    mine = _machine()
-    return bool(mine["boot"]) and all(owner.get(name) == value for name, value in mine.items())
-
-
-def _process_started(pid: Any) -> str | None:
-    """Clock ticks from the machine's start to the process's, which tell it from a later one of the same pid."""
-    try:
-        stat = Path(f"/proc/{int(pid)}/stat").read_text(encoding="utf-8", errors="replace")
-    except (OSError, ValueError, TypeError):
-        return None
-    state, *rest = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else rest[18]  # a zombie writes nothing

@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from inception_v4.files import megabytes
-from inception_v4.storage.lock import NAME
+from inception_v4.storage.address_lock import AddressLock, AddressLost
+from inception_v4.storage.owner import LOCK_NAME
 from inception_v4.storage.remote import Place, StorageError
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -46,10 +47,14 @@ class Mirror:
 
     Args:
         say: takes lines for people.
+        lock: of the address; where it is lost nothing more is uploaded.
     """
 
-    def __init__(self, folder: Path, address: str, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: Path, address: str, say: Callable[[str], None], *, lock: AddressLock | None = None
+    ) -> None:
         self._folder, self._place, self._say = folder, Place(address), say
+        self._lock = lock or AddressLock(say)
         self._sent: dict[str, Stamp] = {}
         self._wake, self._ending, self._hurry = threading.Event(), threading.Event(), threading.Event()
         self._trouble = ""
@@ -64,7 +69,7 @@ class Mirror:
         """Wait for the uploads, for at most `patience` seconds.
 
         Raises:
-            NotUploaded: some of the files have not arrived; says how many.
+            NotUploaded: some of the files have not arrived, and says how many; or another run writes there.
         """
         missing = self._missing()
         if missing:
@@ -73,6 +78,11 @@ class Mirror:
         for event in (self._ending, self._hurry, self._wake):
             event.set()
         self._thread.join(patience)
+        if self._lock.lost:
+            raise NotUploaded(
+                f"{self._lock.lost}; the run is whole in {self._folder}, and the same command with --resume auto "
+                f"--output-dir {self._folder} and another --upload-to uploads it"
+            )
         if left := self._missing():
             raise NotUploaded(
                 f"{len(left)} files of {self._folder} did not reach {self._place.address} within {patience:g} s "
@@ -87,6 +97,10 @@ class Mirror:
             self._wake.clear()
             try:
                 self._upload()
+                if over := self._ending.is_set() and not self._missing():
+                    self._lock.beat()
+            except AddressLost:
+                return
             except (StorageError, OSError) as error:
                 if str(error) != self._trouble:
                     self._say(f"not uploaded yet, and tried again: {error}")
@@ -99,7 +113,7 @@ class Mirror:
             if self._trouble:
                 self._say(f"{self._place.address} is reached again, and up to date")
             self._trouble, pause = "", FIRST_PAUSE
-            if self._ending.is_set() and not self._missing():
+            if over:
                 return
 
     def _upload(self) -> None:
@@ -108,11 +122,13 @@ class Mirror:
             try:
                 if not self._snapshot(name, snapshot):
                     continue
+                self._lock.require()
                 self._place.put(snapshot, name)
             finally:
                 snapshot.unlink(missing_ok=True)
             self._sent[name] = state
         for name in self._sent.keys() - self._states().keys():
+            self._lock.require()
             self._place.delete(name)
             del self._sent[name]
 
@@ -139,7 +155,7 @@ class Mirror:
         states = {}
         for path in self._folder.rglob("*"):
             name = path.relative_to(self._folder).as_posix()
-            if path.name != NAME and not path.name.startswith("."):
+            if path.name != LOCK_NAME and not path.name.startswith("."):
                 with suppress(FileNotFoundError):  # replaced or pruned while this looks
                     if path.is_file():
                         states[name] = (path.stat().st_size, path.stat().st_mtime_ns)

@@ -6,6 +6,7 @@ role). Nothing of them passes through here.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import re
@@ -20,6 +21,9 @@ from inception_v4.settings.addresses import SCHEMES, redacted, require_plain
 
 PART = 50 << 20
 """Bytes of a part of a large upload; a store's checksum of such an object depends on it."""
+
+SMALL_FILE = 1 << 16
+"""Bytes of a file that is read into memory as a whole."""
 
 _WHOLE_AT_ONCE = ("s3", "obs", "gs")
 _MD5 = re.compile(r'"?([0-9a-f]{32})(?:-(\d+))?"?')
@@ -97,6 +101,37 @@ class Place:
                 self._files.mv(arrived, path)
             self._files.invalidate_cache()
 
+    def read(self, name: str) -> bytes | None:
+        """The first bytes of a small file, as they are there now; None where there is none."""
+        with _told(f"{self.address}/{name}"):
+            self._files.invalidate_cache()
+            try:
+                return bytes(self._files.cat_file(self._path(name)))[:SMALL_FILE]
+            except FileNotFoundError:
+                return None
+
+    def write(self, name: str, content: bytes, *, only_new: bool = False) -> bool:
+        """Write a small file; with `only_new` False where there is one, as far as the store can tell (`excludes`)."""
+        path = self._path(name)
+        with _told(f"{self.address}/{name}"):
+            if self.scheme not in _WHOLE_AT_ONCE:
+                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+            if only_new:
+                try:
+                    self._files.pipe_file(path, content, mode="create")
+                    return True
+                except Exception:
+                    # There is one; or the store, or the library's version, does not know the condition.
+                    if self.read(name) is not None:
+                        return False
+            self._files.pipe_file(path, content)
+        return True
+
+    @property
+    def excludes(self) -> bool:
+        """Whether the store may know how to create a file only where there is none."""
+        return self.scheme in _WHOLE_AT_ONCE
+
     def delete(self, name: str) -> None:
         with _told(f"{self.address}/{name}"):
             self._files.rm_file(self._path(name))
@@ -105,10 +140,10 @@ class Place:
         self._files.invalidate_cache()
         info = self._files.info(path)
         same = info["size"] == source.stat().st_size
-        if same and not _agrees(str(info.get("ETag", "")), source):
+        if same and not _agrees(_version(info), source):
             # No checksum that can be compared, or one of another kind: what is there is read.
             with self._files.open(path, "rb") as there, open(source, "rb") as here:
-                same = _digest(there).digest() == _digest(here).digest()
+                same = _digest(there, hashlib.sha256()).digest() == _digest(here, hashlib.sha256()).digest()
         if not same:
             raise StorageError(f"{redacted(self.address)}: what arrived is not what was sent")
 
@@ -133,30 +168,49 @@ def _filesystem(scheme: str) -> Any:
 
 
 def _entry(name: str, info: dict[str, Any]) -> RemoteFile:
-    version = info.get("ETag") or info.get("md5Hash") or info.get("mtime") or info.get("created") or ""
-    return RemoteFile(name, int(info["size"]), str(version))
+    return RemoteFile(name, int(info["size"]), _version(info))
+
+
+def _version(info: dict[str, Any]) -> str:
+    """What changes when a file does: its checksum where the store tells one."""
+    if md5 := info.get("md5Hash"):  # Google's
+        return base64.b64decode(md5).hex()
+    if crc := info.get("crc32c"):  # of an object that was composed of others
+        return f"crc32c {crc}"
+    return str(info.get("ETag") or info.get("mtime") or info.get("created") or "")
 
 
 def _is_inside(name: str) -> bool:
     return not name or (not name.startswith("/") and ".." not in name.split("/") and "\\" not in name)
 
 
-def _agrees(etag: str, file: Path) -> bool | None:
-    """Whether a file has the MD5 that S3 tells of an object, whole or in parts; None where it tells none."""
-    match = _MD5.fullmatch(etag)
+def _agrees(version: str, file: Path) -> bool | None:
+    """Whether a file has the MD5 or CRC32C that a store tells of an object, whole or in parts; None where it tells
+    none."""
+    if version.startswith("crc32c "):
+        return _crc32c(file) == version.removeprefix("crc32c ")
+    match = _MD5.fullmatch(version)
     if match is None:
         return None
     with open(file, "rb") as content:
         if match[2] is None:
-            return bool(_digest(content, "md5").hexdigest() == match[1])
+            return bool(_digest(content, hashlib.md5(usedforsecurity=False)).hexdigest() == match[1])
         parts = [hashlib.md5(block, usedforsecurity=False).digest() for block in iter(lambda: content.read(PART), b"")]
     if len(parts) != int(match[2]):
         return None
     return hashlib.md5(b"".join(parts), usedforsecurity=False).hexdigest() == match[1] or None
 
 
-def _digest(content: Any, kind: str = "sha256") -> Any:
-    total = hashlib.new(kind, usedforsecurity=False)
+def _crc32c(file: Path) -> str:
+    """As Google writes it: base64 of four bytes, the highest first."""
+    import google_crc32c  # comes with gcsfs
+
+    with open(file, "rb") as content:
+        return base64.b64encode(_digest(content, google_crc32c.Checksum()).digest()).decode()
+
+
+def _digest(content: Any, total: Any) -> Any:
+    """`total`, a checksum that has seen nothing yet, of the rest of an open file."""
     for block in iter(lambda: content.read(1 << 20), b""):
         total.update(block)
     return total

@@ -12,6 +12,7 @@ import torch
 from disks import fill, make_read_only, small_disk
 from running import TINY, as_flags, tiny
 from safetensors.torch import save_file
+from temporary import NewFolder
 
 from inception_v4.accelerator import select
 from inception_v4.cli.main import run
@@ -96,9 +97,9 @@ def test_what_an_optimizer_will_keep_is_foreseen(opt: str, state: float) -> None
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Loop, Path]]:
+def prepared(module_folder: NewFolder) -> Iterator[tuple[Loop, Path]]:
     """A run on a small disk that is about to take its first step."""
-    with small_disk(tmp_path_factory.mktemp("disks") / "disk", 1000) as disk, FolderLock(print) as lock:
+    with small_disk(module_folder("disks") / "disk", 1000) as disk, FolderLock(print) as lock:
         config = tiny(disk / "run", on_disk_full="continue", val_samples=4)
         loop = prepare(config, select("cpu"), World(), lock)
         yield loop, disk
@@ -117,6 +118,7 @@ def test_the_size_of_a_checkpoint_is_foreseen(prepared: tuple[Loop, Path], tmp_p
     assert foreseen <= written <= foreseen * 1.01, "without the names and numbers beside the tensors"
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up(prepared: tuple[Loop, Path], capsys: pytest.CaptureFixture[str]) -> None:
     loop, disk = prepared
     learner, checkpoints = loop.job.learner, loop.folder.checkpoints

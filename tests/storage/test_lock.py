@@ -18,7 +18,8 @@ import pytest
 from running import ROOT, tiny
 
 from inception_v4.storage import lock as module
-from inception_v4.storage.lock import NAME, FolderInUse, FolderLock
+from inception_v4.storage.lock import FolderLock
+from inception_v4.storage.owner import LOCK_NAME, FolderInUse
 from inception_v4.training.train import train
 
 HOLDER = """
@@ -56,18 +57,18 @@ def test_the_second_is_refused_and_told_who_is_there(tmp_path: Path, holder) -> 
         lock.acquire(tmp_path)
     assert f"process {holder.pid} on {socket.gethostname()}" in str(caught.value)
     assert "another --output-dir" in str(caught.value)
-    assert json.loads((tmp_path / NAME).read_text())["pid"] == holder.pid
+    assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == holder.pid
 
 
 def test_a_folder_is_free_again_when_its_owner_lets_go(tmp_path: Path, holder) -> None:
     holder.communicate()
-    assert not (tmp_path / NAME).exists()
+    assert not (tmp_path / LOCK_NAME).exists()
     said: list[str] = []
     with FolderLock(said.append) as lock:
         lock.acquire(tmp_path)
         lock.acquire(tmp_path)
         lock.require()
-    assert said == [] and not (tmp_path / NAME).exists()
+    assert said == [] and not (tmp_path / LOCK_NAME).exists()
 
 
 def test_a_killed_owners_lock_is_taken_over_at_once_and_said(tmp_path: Path, holder) -> None:
@@ -76,14 +77,14 @@ def test_a_killed_owners_lock_is_taken_over_at_once_and_said(tmp_path: Path, hol
     said: list[str] = []
     with FolderLock(said.append) as lock:
         lock.acquire(tmp_path)
-        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / LOCK_NAME).read_text())["pid"] == os.getpid()
     assert len(said) == 1 and f"process {holder.pid} on" in said[0] and "taken over" in said[0]
 
 
 def test_another_process_with_the_owners_number_is_not_the_owner(tmp_path: Path, holder) -> None:
     """A machine that was restarted, or has used all numbers up."""
-    owner = json.loads((tmp_path / NAME).read_text())
-    (tmp_path / NAME).write_text(json.dumps(owner | {"started": "1"}))
+    owner = json.loads((tmp_path / LOCK_NAME).read_text())
+    (tmp_path / LOCK_NAME).write_text(json.dumps(owner | {"started": "1"}))
     said: list[str] = []
     with FolderLock(said.append) as lock:
         lock.acquire(tmp_path)
@@ -95,7 +96,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The lock of a process on another machine, whose number says nothing here; times are shortened."""
     monkeypatch.setattr(module, "STALE_AFTER", 1.5)
     monkeypatch.setattr(module, "BEAT", 0.2)
-    path = tmp_path / NAME
+    path = tmp_path / LOCK_NAME
     path.write_text(json.dumps({"host": "node7", "pid": 1, "started": "5", "boot": "another", "processes": "x"}))
     return path
 

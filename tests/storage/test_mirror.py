@@ -128,8 +128,9 @@ def test_a_run_whose_directory_is_an_address(store: Callable[[str], str], capsys
     address = store("runs/photos")
     loop, lock = _prepared(address, max_steps=7)
     with lock, loop.folder.mirrored(patience=60):
-        loop.job.learner.step = 6
+        loop.job.learner.course.step = 6
         loop._save()
+        loop._settle()
         loop.log.close()
     names = _names(address)
     assert {"config.yaml", "last.safetensors", "checkpoints/step-00000006.pt"} <= set(names)

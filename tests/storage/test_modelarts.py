@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from running import ROOT
+from temporary import NewFolder
 
 from inception_v4.cli.main import run
 from inception_v4.data.sources import open_source
@@ -23,9 +24,9 @@ NAME = "ImageNet_Original"
 
 
 @pytest.fixture(scope="module")
-def zipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def zipped(module_folder: NewFolder) -> Path:
     """A zipped data set of two classes, in the folders that the job's code expects."""
-    folder = tmp_path_factory.mktemp("data")
+    folder = module_folder("data")
     data = {"dataset": "shapes", "data_dir": str(folder), "shapes_train": 8, "shapes_val": 4, "shapes_classes": 2}
     source = open_source(build_config(data).data, "train", world=World(), seed=1)
     drawn = Path(source.name(0)).parents[2]
@@ -130,6 +131,33 @@ def test_a_bomb_is_refused_before_it_grows(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ArchiveError, match="cannot be unpacked"):
         archives.unpack_zip(tmp_path / "lying.zip", tmp_path / "out")
     assert not list((tmp_path / "out").glob("[!.]*")), "nothing that looks whole"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("a", "a/b.jpg"), r"'a/b.jpg' that is no file's name \((File exists|Not a directory)"),
+        (("x" * 300,), r"x+' that is no file's name \(File name too long"),
+        ((".",), "'.' outside its folder"),
+    ],
+)
+def test_names_that_no_disk_takes(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for name in names:
+            packed.writestr(name, b"x")
+    with pytest.raises(ArchiveError, match=said):
+        unpack_zip(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_a_member_that_begins_before_the_archive(tmp_path: Path) -> None:
+    """Of a damaged archive Python's reader computes places before its start."""
+    whole = _zip(tmp_path / "a.zip", "a.jpg", b"x" * 99).read_bytes()
+    end = whole.rindex(b"PK\5\6")
+    place = int.from_bytes(whole[end + 16 : end + 20], "little")
+    moved = whole[: end + 16] + (place + 9).to_bytes(4, "little") + whole[end + 20 :]
+    (tmp_path / "a.zip").write_bytes(moved)
+    with pytest.raises(ArchiveError, match=r"cannot be unpacked .*: fetch it again"):
+        unpack_zip(tmp_path / "a.zip", tmp_path / "out")
 
 
 @pytest.mark.parametrize("cut", [0, 10, 60, 150])

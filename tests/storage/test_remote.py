@@ -27,8 +27,10 @@ def _file(path: Path, size: int = 100_000, seed: int = 0) -> Path:
     return path
 
 
-@pytest.fixture(params=["s3", "obs", "file", "memory"])
+@pytest.fixture(params=["s3", "obs", "gs", "file", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> Place:
+    if request.param == "gs":
+        return Place(request.getfixturevalue("google_store")("there"))
     if request.param == "obs":
         monkeypatch.setenv("OBS_ENDPOINT", os.environ["AWS_ENDPOINT_URL"])
     root = f"file://{tmp_path}/there" if request.param == "file" else f"{request.param}://{bucket}/there"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from inception_v4.data.folders import few
+from inception_v4.files import parse_json
 
 BALANCED = "balanced"
 _SHOWN = 12
@@ -43,8 +43,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     text = path.read_text(encoding="utf-8-sig")
     if path.suffix.lower() == ".json":
         try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"class_weights {path} is not valid JSON: {error}") from None
         if not isinstance(content, dict):
             raise ValueError(f'class_weights {path}: give an object, as in {{"cat": 1.5, "dog": 1}}')

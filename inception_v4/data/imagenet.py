@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from inception_v4.console import progress, say
+from inception_v4.console import progress, say, track
+from inception_v4.data.packed import Contents
+from inception_v4.data.tars import has_end, inner_members, tar_members
 from inception_v4.files import DiskFull, build_once
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -37,13 +39,38 @@ def extract_val(root: Path, destination: Path) -> None:
     build_once(destination, lambda part: _extract_val(_existing(root / VAL_TAR), _val_wnids(root), part))
 
 
+def train_contents(root: Path) -> Contents:
+    """Where each picture begins in `ILSVRC2012_img_train.tar`, which is a tar file of one tar file per class."""
+    archive = _existing(root / TRAIN_TAR)
+    classes = [(_plain_name(archive, outer.name, r"(n\d{8})\.tar"), outer) for outer in tar_members(archive)]
+    number = {wnid: place for place, wnid in enumerate(sorted(wnid for wnid, _ in classes))}
+    rows: list[tuple[int, int, int, int, str]] = []
+    for wnid, outer in track(classes, f"reading the contents of {archive.name}"):
+        for picture in inner_members(archive, outer):
+            name = _plain_name(archive, picture.name, r"(n\d{8}_\d+\.JPEG)")
+            rows.append((0, picture.offset, picture.size, number[wnid], name))
+    return Contents.of([(TRAIN_TAR, archive.stat().st_size)], list(number), rows)
+
+
+def val_contents(root: Path) -> Contents:
+    """Where each picture begins in `ILSVRC2012_img_val.tar`, with the development kit's ground truth."""
+    archive, wnids = _existing(root / VAL_TAR), _val_wnids(root)
+    number = {wnid: place for place, wnid in enumerate(sorted(set(wnids)))}
+    rows = []
+    for member in tar_members(archive):
+        name, wnid = _val_picture(archive, member.name, wnids)
+        rows.append((0, member.offset, member.size, number[wnid], name))
+    _require_all(archive, len(rows), wnids)
+    return Contents.of([(VAL_TAR, archive.stat().st_size)], list(number), rows)
+
+
 def _extract_train(archive: Path, part: Path) -> None:
     with _checked(archive, part) as outer, _unpacking(archive) as count_on:
         for member in outer:
-            wnid = _plain_name(archive, member, r"(n\d{8})\.tar")
+            wnid = _plain_name(archive, _regular(archive, member), r"(n\d{8})\.tar")
             with tarfile.open(fileobj=_open(outer, member), mode="r:") as inner:
                 for picture in inner:
-                    name = _plain_name(archive, picture, r"(n\d{8}_\d+\.JPEG)")
+                    name = _plain_name(archive, _regular(archive, picture), r"(n\d{8}_\d+\.JPEG)")
                     _write(_open(inner, picture), part / wnid / name, picture.size)
                     count_on(picture.size / _MEGABYTE)
 
@@ -52,13 +79,23 @@ def _extract_val(archive: Path, wnids: list[str], part: Path) -> None:
     seen = 0
     with _checked(archive, part) as outer, _unpacking(archive) as count_on:
         for picture in outer:
-            name = _plain_name(archive, picture, r"(ILSVRC2012_val_\d{8}\.JPEG)")
-            number = int(name[-13:-5])
-            if not 1 <= number <= len(wnids):
-                raise ValueError(f"{archive}: no ground truth for {name}: the development kit is another year's")
-            _write(_open(outer, picture), part / wnids[number - 1] / name, picture.size)
+            name, wnid = _val_picture(archive, _regular(archive, picture), wnids)
+            _write(_open(outer, picture), part / wnid / name, picture.size)
             seen += 1
             count_on(picture.size / _MEGABYTE)
+    _require_all(archive, seen, wnids)
+
+
+def _val_picture(archive: Path, member: str, wnids: list[str]) -> tuple[str, str]:
+    """Name and class of a validation picture."""
+    name = _plain_name(archive, member, r"(ILSVRC2012_val_\d{8}\.JPEG)")
+    number = int(name[-13:-5])
+    if not 1 <= number <= len(wnids):
+        raise ValueError(f"{archive}: no ground truth for {name}: the development kit is another year's")
+    return name, wnids[number - 1]
+
+
+def _require_all(archive: Path, seen: int, wnids: list[str]) -> None:
     if seen != len(wnids):
         raise ValueError(f"{archive} holds {seen} pictures, the ground truth {len(wnids)}: fetch it again")
 
@@ -81,11 +118,8 @@ def _checked(archive: Path, part: Path) -> Iterator[tarfile.TarFile]:
         raise DiskFull(
             f"unpacking {archive.name} needs {size / 1e9:.1f} GB, {part.parent} has {free / 1e9:.1f} GB free"
         )
-    with archive.open("rb") as file:
-        file.seek(max(0, size - 1024))
-        # A tar that ends after a whole member looks complete to tarfile; only the closing zeros tell.
-        if file.read() != bytes(1024):
-            raise ValueError(f"{archive} is incomplete (its end is missing): fetch it again")
+    if not has_end(archive):
+        raise ValueError(f"{archive} is incomplete (its end is missing): fetch it again")
     try:
         with tarfile.open(archive, "r:") as tar:
             yield tar
@@ -100,12 +134,23 @@ def _checked(archive: Path, part: Path) -> Iterator[tarfile.TarFile]:
         ) from error
 
 
-def _plain_name(archive: Path, member: tarfile.TarInfo, pattern: str) -> str:
-    """The expected part of a member's name; anything but a plain file called so is refused."""
-    match = re.fullmatch(rf"(?:\./)?{pattern}", member.name)
-    if not (match and member.isreg()):
-        raise ValueError(f"{archive} has an unexpected member {member.name!r}: it is not ImageNet's original archive")
+def _regular(archive: Path, member: tarfile.TarInfo) -> str:
+    """The name of a plain file; anything else is refused."""
+    if not member.isreg():
+        raise _unexpected(archive, member.name)
+    return member.name
+
+
+def _plain_name(archive: Path, member: str, pattern: str) -> str:
+    """The expected part of a member's name; a file that is called otherwise is refused."""
+    match = re.fullmatch(rf"(?:\./)?{pattern}", member)
+    if not match:
+        raise _unexpected(archive, member)
     return match[1]
+
+
+def _unexpected(archive: Path, member: str) -> ValueError:
+    return ValueError(f"{archive} has an unexpected member {member!r}: it is not ImageNet's original archive")
 
 
 def _open(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

@@ -6,35 +6,31 @@ touches the random numbers of the process it runs in.
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from inception_v4.accelerator import Accelerator
-from inception_v4.data.order import EpochSampler, Key
+from inception_v4.data.labelled import Source
+from inception_v4.data.order import EpochSampler, Key, own_batches
 from inception_v4.data.pictures import CorruptImage
-from inception_v4.data.sources import Source
+from inception_v4.data.sizes import ImageSizes
 from inception_v4.data.views import ONE, Views, eval_transform
+from inception_v4.data.workers import received_batches, start_worker, worker_count
 from inception_v4.preprocessing import Preprocessing
+from inception_v4.storage.remote import StorageError
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World
     from inception_v4.settings.schema import Augmentation, Data
 
 _MOST_SKIPPED = 100  # consecutive unreadable pictures that are passed over in training
-
-
-class WorkerDied(RuntimeError):
-    """A loader process ended without being asked to."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,8 @@ class Batch:
     Attributes:
         images: [B, C, S, S] uint8, in memory [B, S, S, C]; C is 3, or 1 for grey pictures. [B, V, C, S, S] where
             each picture has V crops.
-        labels, indices: [B] int64; indices are positions in the source.
+        labels, indices: [B] int64; indices are positions in the source. Labels are uint8 [B, K], 1 for each class of
+            a picture, where it may have several.
         erase: [B, 4] int32, random erasing's boxes (top, left, bottom, right), or None.
         skipped: a message for each picture that could not be read.
     """
@@ -74,7 +71,7 @@ class Batch:
 @dataclass(frozen=True)
 class _Sample:
     image: Tensor | None  # None: left out
-    label: int
+    label: int | Tensor
     index: int
     erase: Tensor | None
     skipped: list[str]
@@ -87,9 +84,13 @@ class TrainLoader:
     `batch_size x processes`; this process gets every `world.size`-th of them. With `drop_last` off the last batch
     is short, and a process that would get none of it repeats one sample.
 
+    With `aug_splits` S a batch of B samples has S x B pictures: first the B clean ones, then S - 1 times the same,
+    augmented anew, as timm's AugMixDataset and its collation make them.
+
     Attributes:
         samples: of an epoch.
         steps_per_epoch: batches per epoch.
+        sizes: side of the pictures in each epoch; where none are given, `augmentation.image_size` in all of them.
         global_batch: pictures per batch over all processes.
         skipped: messages about unreadable pictures so far; each was replaced by the next one in the source.
 
@@ -106,24 +107,25 @@ class TrainLoader:
         world: World,
         seed: int,
         pin_memory: bool = False,
+        sizes: ImageSizes | None = None,
     ) -> None:
         self.skipped: list[str] = []
-        self._sampler = EpochSampler(
-            len(source), data, augmentation.aug_repeats, world=world, seed=seed, labels=source.labels
-        )
+        self.sizes = sizes or ImageSizes((augmentation.image_size,))
+        self._sampler = EpochSampler(len(source), data, augmentation.aug_repeats, world=world, seed=seed, source=source)
         self.samples, self.global_batch = self._sampler.samples, self._sampler.batch
         self.steps_per_epoch = self._sampler.steps
         self._loader = _loader(
-            _TrainSet(source, data, augmentation, seed),
+            _TrainSet(source, data, augmentation, seed, self.sizes),
             self._sampler,
             workers=worker_count(data.workers, world),
             pin_memory=pin_memory,
+            collate=_collate_parts,
         )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from its sample `start` on; what comes before is not read. One epoch at a time."""
         self._sampler.epoch, self._sampler.start = epoch, start
-        return _batches(iter(self._loader), self.skipped)
+        return received_batches(iter(self._loader), self.skipped)
 
 
 class EvalLoader:
@@ -147,11 +149,10 @@ class EvalLoader:
     ) -> None:
         self.source = source
         self.skipped: list[str] = []
-        mine = range(world.rank, len(source), world.size)
-        batches = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+        self._mine, self._batch_size = range(world.rank, len(source), world.size), batch_size
         self._loader = _loader(
             _EvalSet(source, preprocessing, views, skip=on_corrupt == "skip"),
-            batches,
+            own_batches(len(source), batch_size, world),
             workers=worker_count(workers, world),
             pin_memory=pin_memory,
         )
@@ -160,25 +161,31 @@ class EvalLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _batches(iter(self._loader), self.skipped)
+        batches = received_batches(iter(self._loader), self.skipped)
+        asked = self.source.read_ahead(np.asarray(self._mine, np.int64))
+        for number, batch in enumerate(batches):
+            asked(number * self._batch_size)
+            yield batch
 
 
 class _TrainSet(Dataset):
-    def __init__(self, source: Source, data: Data, augmentation: Augmentation, seed: int) -> None:
-        self._source, self._augmentation, self._seed = source, augmentation, seed
+    def __init__(self, source: Source, data: Data, augmentation: Augmentation, seed: int, sizes: ImageSizes) -> None:
+        self._source, self._augmentation, self._seed, self._sizes = source, augmentation, seed, sizes
         self._skip = data.on_corrupt == "skip"
         # torchvision's, which takes long to import: here, so that loader processes need not.
         from inception_v4.data.augment import TrainTransform
 
-        self._transform = TrainTransform(augmentation)
+        # A worker lives through all epochs: the key of a sample says which one it is of.
+        self._transforms = {
+            size: TrainTransform(augmentation.model_copy(update={"image_size": size})) for size in sizes.rungs
+        }
         # Without antialiasing pixels are picked, not averaged, and must be those of the file.
-        reduce = data.scaled_decoding and augmentation.train_crop == "random_resized" and augmentation.antialias
-        self._least = augmentation.image_size if reduce else None
+        self._reduce = data.scaled_decoding and augmentation.train_crop == "random_resized" and augmentation.antialias
 
-    def __getitem__(self, key: Key) -> _Sample | Exception:
+    def __getitem__(self, key: Key) -> list[_Sample] | Exception:
         return _caught(self._sample, key)
 
-    def _sample(self, key: Key) -> _Sample:
+    def _sample(self, key: Key) -> list[_Sample]:
         index = key.picture
         skipped: list[str] = []
         while True:
@@ -193,19 +200,22 @@ class _TrainSet(Dataset):
             # The next readable picture takes its place: a batch keeps its size.
             index = (index + 1) % len(self._source)
 
-    def _augmented(self, index: int, key: Key, skipped: list[str]) -> _Sample:
-        rng = key.generator(self._seed)
+    def _augmented(self, index: int, key: Key, skipped: list[str]) -> list[_Sample]:
+        """The sample, or the parts of it that go into the parts of a split batch: the first one is clean."""
+        rng, size = key.generator(self._seed), self._sizes(key.epoch)
+        transform = self._transforms[size]
         image = self._source.load_box(
             index,
-            partial(self._transform.box, rng=rng),
-            least=self._least,
+            partial(transform.box, rng=rng),
+            least=size if self._reduce else None,
             exif_rotation=self._augmentation.exif_rotation,
         )
-        image = self._transform(image, rng)
-        from inception_v4.data.augment import draw_erased_box
-
-        erase = draw_erased_box(self._augmentation, rng) if self._augmentation.re_prob else None
-        return _Sample(image, self._source.labels[index], index, erase, skipped)
+        rngs = [rng, *(key.generator(self._seed, split) for split in range(1, transform.how.aug_splits))]
+        label = self._source.target(index)
+        return [
+            _Sample(part, label, index, erase, [] if number else skipped)
+            for number, (part, erase) in enumerate(transform.parts(image, rngs))
+        ]
 
 
 class _EvalSet(Dataset):
@@ -224,15 +234,23 @@ class _EvalSet(Dataset):
             if not self._skip:
                 raise
             return _Sample(None, 0, index, None, [str(error)])
-        return _Sample(image, self._source.labels[index], index, None, [])
+        return _Sample(image, self._source.target(index), index, None, [])
 
 
-def _caught(read: Any, key: Any) -> _Sample | Exception:
+def _caught(read: Any, key: Any) -> Any:
     """A picture's error as a value: raised in a worker it would arrive wrapped in a traceback."""
     try:
         return read(key)
-    except (CorruptImage, OSError) as error:
+    except (CorruptImage, OSError, StorageError) as error:
         return error
+
+
+def _collate_parts(samples: Sequence[list[_Sample] | Exception]) -> Batch | Exception:
+    """The first part of every sample, then the second of every one, and so on."""
+    whole = [sample for sample in samples if isinstance(sample, list)]
+    if len(whole) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, Exception))
+    return _collate([part for parts in zip(*whole, strict=True) for part in parts])
 
 
 def _collate(samples: Sequence[_Sample | Exception]) -> Batch | Exception:
@@ -249,58 +267,27 @@ def _collate(samples: Sequence[_Sample | Exception]) -> Batch | Exception:
     return Batch(
         # Straight into shared memory, the three values of a pixel together as the transforms leave them.
         images=default_collate(images).movedim(-1, -3),
-        labels=torch.tensor([sample.label for sample in good]),
+        labels=default_collate([sample.label for sample in good]),
         indices=torch.tensor([sample.index for sample in good]),
         erase=None if good[0].erase is None else default_collate([sample.erase for sample in good]),
         skipped=skipped,
     )
 
 
-def _loader(dataset: Dataset, batch_sampler: Any, *, workers: int, pin_memory: bool) -> DataLoader:
+def _loader(
+    dataset: Dataset, batch_sampler: Any, *, workers: int, pin_memory: bool, collate: Any = _collate
+) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
         num_workers=workers,
-        collate_fn=_collate,
+        collate_fn=collate,
         pin_memory=pin_memory,
         persistent_workers=workers > 0,
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
         # Without one of its own the loader draws a seed from the global generator.
         generator=torch.Generator(),
     )
-
-
-def _start_worker(number: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process ends the workers, so one message is printed, not many.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "SIGUSR1"):
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # likewise from a batch system; the main process saves
-    # Interrupted, it may hang up on the thread here that hands over shared memory, which would print a traceback.
-    sys.excepthook = partial(_unless_hung_up, sys.excepthook)
-
-
-def _unless_hung_up(otherwise: Any, kind: type[BaseException], error: BaseException, traceback: Any) -> None:
-    if not isinstance(error, (ConnectionError, EOFError)):
-        otherwise(kind, error, traceback)
-
-
-def _batches(batches: Iterator[Batch | Exception], skipped: list[str]) -> Iterator[Batch]:
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if re.search(r"DataLoader worker \(pid", str(error)):
-                raise WorkerDied(
-                    f"{' '.join(str(error).split())}: probably out of memory or shared memory; lower workers or "
-                    "batch_size, or in a container raise --shm-size"
-                ) from error
-            raise
-        if isinstance(batch, Exception):
-            raise batch
-        skipped += batch.skipped
-        yield batch
 
 
 def on_device(batches: Iterable[Any], accelerator: Accelerator) -> Iterator[Any]:
@@ -315,11 +302,3 @@ def on_device(batches: Iterable[Any], accelerator: Accelerator) -> Iterator[Any]
         ahead = upcoming
     if ahead is not None:
         yield copier.ready(ahead)
-
-
-def worker_count(wanted: int | None, world: World) -> int:
-    """Up to 8 loader processes, from this process's share of the CPUs."""
-    if wanted is not None:
-        return wanted
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, max(1, cpus // world.local_size))

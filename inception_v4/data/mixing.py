@@ -7,13 +7,14 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from inception_v4.settings.schema import Augmentation
 
 
 class LabelledImages(Protocol):
-    """What is needed of a batch: labels [B] int64, boxes to erase [B, 4] int32 or None."""
+    """What is needed of a batch: labels [B] int64 or uint8 [B, K], boxes to erase [B, 4] int32 or None."""
 
     labels: Tensor
     erase: Tensor | None
@@ -31,7 +32,7 @@ class MixAndErase:
         self._how, self._num_classes = how, num_classes
 
     def __call__(self, images: Tensor, batch: LabelledImages, seed: int) -> tuple[Tensor, Tensor]:
-        """Images [B, C, S, S] float32, and labels [B] int64 or, with mixup or cutmix, targets [B, K] float32.
+        """Images [B, C, S, S] float32, and labels [B] int64 or, mixed or of several classes, targets [B, K] float32.
 
         `images` are those of `batch`, normalised, and may be changed in place; their memory format stays. `seed`
         decides about the mixing. Targets are not smoothed: that is the loss's part on either kind.
@@ -41,24 +42,42 @@ class MixAndErase:
         if batch.erase is not None:
             images = _erase(images, batch.erase, how.re_value, seed)
         targets = batch.labels
+        if targets.ndim == 2:
+            targets = one_for_each(targets, self._num_classes)
         if how.mixup or how.cutmix:
-            targets = torch.zeros(len(images), self._num_classes, device=images.device)
-            targets.scatter_(1, batch.labels[:, None], 1.0)
+            if targets.ndim == 1:
+                targets = torch.zeros(len(images), self._num_classes, device=images.device)
+                targets.scatter_(1, batch.labels[:, None], 1.0)
             images, targets = _mix(images, targets, how, seed)
         return images.contiguous(memory_format=layout), targets
 
 
+def one_for_each(labels: Tensor, classes: int) -> Tensor:
+    """Targets [B, `classes`] float32 of labels uint8 [B, K]; outputs that the data has no class for get 0."""
+    return F.pad(labels.float(), (0, classes - labels.shape[1]))
+
+
 def _erase(images: Tensor, boxes: Tensor, value: float | str, seed: int) -> Tensor:
     """`boxes` [B, 4] of `images` filled with `value`, or with standard normal noise."""
-    top, left, bottom, right = boxes.to(torch.int64)[:, :, None, None, None].unbind(1)  # each [B, 1, 1, 1]
-    rows = torch.arange(images.shape[2], device=images.device)[:, None]
-    columns = torch.arange(images.shape[3], device=images.device)
-    inside = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)  # [B, 1, S, S]
     if isinstance(value, str):
         generator = torch.Generator(images.device).manual_seed(seed)
-        noise = torch.randn(images.shape, generator=generator, device=images.device)
-        return torch.where(inside, noise, images)
-    return images.masked_fill_(inside, value)
+        filling = torch.randn(images.shape, generator=generator, device=images.device)
+    else:
+        filling = torch.full((), value, device=images.device).expand_as(images)
+    if not boxes.is_cpu:
+        return torch.where(_inside(boxes, *images.shape[2:]), filling, images)
+    # Here the boxes are known: to decide about every pixel takes a millisecond a picture.
+    for image, new, (top, left, bottom, right) in zip(images, filling, boxes.tolist(), strict=True):
+        image[:, top:bottom, left:right] = new[:, top:bottom, left:right]
+    return images
+
+
+def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
+    """Which pixels are in the box of each picture: bool [B, 1, `height`, `width`]."""
+    top, left, bottom, right = boxes.to(torch.int64)[:, :, None, None, None].unbind(1)  # each [B, 1, 1, 1]
+    rows = torch.arange(height, device=boxes.device)[:, None]
+    columns = torch.arange(width, device=boxes.device)
+    return (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
 
 
 def _mix(images: Tensor, targets: Tensor, how: Augmentation, seed: int) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from inception_v4.console import say
 from inception_v4.data.folders import picture_files
+from inception_v4.data.labelled import Source
 from inception_v4.data.pictures import CorruptImage, Decoding, read_picture
-from inception_v4.data.sources import Source
 from inception_v4.data.suffixes import Sieve, remedy
 from inception_v4.preprocessing import MAX_PIXELS
 from inception_v4.settings.addresses import SCHEMES, is_address

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from inception_v4.data.labelled import Source, nothing_to_fetch
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World
@@ -22,9 +24,12 @@ class Key(NamedTuple):
     picture: int
     draw: int  # of the same picture in the same epoch
 
-    def generator(self, seed: int) -> Random:
-        """The sample's random numbers: a function of the seed and the key, and of nothing else."""
-        return Random(" ".join(map(str, (_SAMPLE, seed, *self))))
+    def generator(self, seed: int, split: int = 0) -> Random:
+        """The sample's random numbers: a function of the seed and the key, and of nothing else.
+
+        Those of a further `split` of it are unrelated.
+        """
+        return Random(" ".join(map(str, (_SAMPLE, seed, *self, *([split] if split else [])))))
 
 
 class EpochSampler:
@@ -37,14 +42,16 @@ class EpochSampler:
         steps: batches of an epoch.
 
     Args:
-        labels: of the pictures; needed where `data` asks for balanced sampling.
+        source: of the pictures; needed for balanced sampling, and where archives decide on the order.
     """
 
     def __init__(
-        self, length: int, data: Data, repeats: int, *, world: World, seed: int, labels: Sequence[int] = ()
+        self, length: int, data: Data, repeats: int, *, world: World, seed: int, source: Source | None = None
     ) -> None:
         self.epoch = self.start = 0
-        self._labels = np.asarray(labels) if data.balanced_sampling else None
+        self._source = source
+        self._labels = np.asarray(source.labels) if source and data.balanced_sampling else None
+        self._shards, self._buffer = source.shards if source else None, data.shard_buffer
         self.samples, self._shuffle, self._seed, self._drop_last = length, data.shuffle, seed, data.drop_last
         self._repeats = max(1, repeats)
         self._world = world
@@ -66,8 +73,10 @@ class EpochSampler:
 
     def __iter__(self) -> Iterator[list[Key]]:
         keys = self._order()
+        asked = self._source.read_ahead(keys[self.start :, 0]) if self._source else nothing_to_fetch
         for number in range(len(self)):
             first = self.start + number * self.batch
+            asked(number * self.batch)
             whole = keys[first : first + self.batch]
             mine = whole[self._world.rank :: self._world.size]
             if len(mine) == 0:
@@ -84,11 +93,19 @@ class EpochSampler:
         """
         if self._labels is not None:
             return _balanced_order(self._labels, np.random.default_rng([_ORDER, self._seed, self.epoch]))
-        order = np.arange(self.samples)
-        if self._shuffle:
-            order = np.random.default_rng([_ORDER, self._seed, self.epoch]).permutation(self.samples)
+        order, rng = np.arange(self.samples), np.random.default_rng([_ORDER, self._seed, self.epoch])
+        if self._shuffle and self._shards is not None:
+            order = _order_by_shards(self._shards, self._buffer, rng)
+        elif self._shuffle:
+            order = rng.permutation(self.samples)
         draws = np.tile(np.arange(self._repeats), self.samples)
         return np.stack([np.repeat(order, self._repeats), draws], axis=1)[: self.samples]
+
+
+def own_batches(length: int, batch_size: int, world: World) -> list[list[int]]:
+    """Numbers below `length` for this process, rank, rank + size, ..., in batches: each once over all processes."""
+    mine = range(world.rank, length, world.size)
+    return [list(mine[first : first + batch_size]) for first in range(0, len(mine), batch_size)]
 
 
 def _balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -106,3 +123,12 @@ def _balanced_order(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         draws = np.repeat(np.arange(len(rounds)), len(members))
         parts.append(np.stack([np.concatenate([members[:0], *rounds]), draws], axis=1)[:share])
     return rng.permutation(np.concatenate(parts))
+
+
+def _order_by_shards(shards: np.ndarray, buffer: int, rng: np.random.Generator) -> np.ndarray:
+    """Shards in a random order, each read once, and `buffer` pictures after another shuffled among themselves."""
+    numbers = np.unique(shards)
+    place = np.empty(int(shards.max()) + 1, np.int64)
+    place[rng.permutation(numbers)] = np.arange(len(numbers))
+    order = np.argsort(place[shards], kind="stable")
+    return np.concatenate([rng.permutation(order[first : first + buffer]) for first in range(0, len(order), buffer)])

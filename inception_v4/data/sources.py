@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from inception_v4.data import imagenet, shapes
 from inception_v4.data.cifar import CIFAR10, CIFAR100, download, read_cifar
@@ -25,10 +19,12 @@ from inception_v4.data.folders import (
     picture_files,
     subfolders,
 )
+from inception_v4.data.labelled import ArraySource, FileSource, Source, Subset
 from inception_v4.data.lists import PictureList
 from inception_v4.data.local import existing_folder, existing_list, local_data
-from inception_v4.data.pictures import ChooseBox, CorruptImage, Decoding, decode_box, read_picture
-from inception_v4.data.splits import balanced, fold_part, held_out_part
+from inception_v4.data.pictures import CorruptImage
+from inception_v4.data.shards import ShardFolder
+from inception_v4.data.splits import balanced, fold_part, held_out_part, rarest
 from inception_v4.data.suffixes import Sieve
 from inception_v4.files import build_once, cache_dir
 from inception_v4.preprocessing import MAX_PIXELS
@@ -38,67 +34,6 @@ if TYPE_CHECKING:
     from inception_v4.settings.schema import Data
 
 __all__ = ["CorruptImage", "FolderSource", "Source", "Subset", "open_source"]
-
-
-class Source(ABC):
-    """Labelled pictures in a fixed order."""
-
-    class_names: tuple[str, ...]
-    labels: list[int]
-    remarks: tuple[str, ...] = ()
-    """Lines for people: what was found beside the pictures and left aside."""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def counts(self) -> list[int]:
-        """Pictures of each class."""
-        return np.bincount(self.labels, minlength=len(self.class_names)).tolist()
-
-    @abstractmethod
-    def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
-        """Picture `index`, [3, H, W] uint8; raises CorruptImage."""
-
-    def load_box(
-        self, index: int, choose: ChooseBox, *, least: int | None = None, exif_rotation: bool = True
-    ) -> Tensor:
-        """The part of picture `index` that `choose` wants; `least` as in `pictures.decode_box`."""
-        image = self.load(index, exif_rotation=exif_rotation)
-        return choose(*image.shape[1:]).cut(image)
-
-    @abstractmethod
-    def name(self, index: int) -> str:
-        """What to call picture `index` in a message."""
-
-
-class FileSource(Source):
-    """Pictures in files.
-
-    Args:
-        root: what relative `files` are relative to.
-        max_pixels: as in `pictures.Decoding`.
-    """
-
-    def __init__(
-        self, root: Path, files: Sequence[str], labels: list[int], *, class_names: tuple[str, ...], max_pixels: int
-    ) -> None:
-        self.root, self.labels, self.class_names = root, labels, class_names
-        self._max_pixels = max_pixels
-        # One block of bytes: a list of a million strings would be copied into every worker by its reference counts.
-        self._files = np.array([os.fsencode(file) for file in files])
-
-    def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
-        return read_picture(self.name(index), Decoding(exif_rotation, self._max_pixels))
-
-    def load_box(
-        self, index: int, choose: ChooseBox, *, least: int | None = None, exif_rotation: bool = True
-    ) -> Tensor:
-        name = self.name(index)
-        with open(name, "rb") as file:
-            return decode_box(file.read(), name, choose, Decoding(exif_rotation, self._max_pixels), least=least)
-
-    def name(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(bytes(self._files[index])))
 
 
 class FolderSource(FileSource):
@@ -126,52 +61,17 @@ class FolderSource(FileSource):
         self.remarks = sieve.remarks(root)
 
 
-class ArraySource(Source):
-    """Pictures [N, H, W, 3] uint8 in memory."""
-
-    def __init__(self, images: np.ndarray, labels: np.ndarray, *, class_names: tuple[str, ...], title: str) -> None:
-        self.class_names = class_names
-        self.labels = labels.tolist()
-        self._images = torch.from_numpy(images)
-        self._title = title
-
-    def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
-        return self._images[index].permute(2, 0, 1)
-
-    def name(self, index: int) -> str:
-        return f"{self._title} picture {index}"
-
-
-class Subset(Source):
-    """The pictures of `source` at `indices`."""
-
-    def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.class_names = source.class_names
-        self.labels = [source.labels[i] for i in indices]
-        self.remarks = source.remarks
-        self._source = source
-        self._indices = np.asarray(indices, dtype=np.int64)
-
-    def load(self, index: int, *, exif_rotation: bool = True) -> Tensor:
-        return self._source.load(int(self._indices[index]), exif_rotation=exif_rotation)
-
-    def load_box(
-        self, index: int, choose: ChooseBox, *, least: int | None = None, exif_rotation: bool = True
-    ) -> Tensor:
-        return self._source.load_box(int(self._indices[index]), choose, least=least, exif_rotation=exif_rotation)
-
-    def name(self, index: int) -> str:
-        return self._source.name(int(self._indices[index]))
-
-
 class _Wanted(NamedTuple):
     split: str
     world: World
     seed: int
     alone: bool
+    several: bool
 
 
-def open_source(data: Data, split: str, *, world: World, seed: int, alone: bool = False) -> Source:
+def open_source(
+    data: Data, split: str, *, world: World, seed: int, alone: bool = False, several: bool = False
+) -> Source:
     """The pictures of `split` ("train" or "val"), after subsetting.
 
     Pictures are fetched, unpacked or drawn here where that is asked for: once per machine, the other processes
@@ -179,12 +79,13 @@ def open_source(data: Data, split: str, *, world: World, seed: int, alone: bool 
 
     Args:
         alone: the other split plays no part; else both must have the same classes.
+        several: pictures of a list may have several classes each; where none has, they mean what they do without.
     Raises:
         FileNotFoundError, ValueError: naming what is missing or wrong and the remedy.
     """
     assert split in ("train", "val")
-    data = local_data(data, world)
-    wanted = _Wanted(split, world, seed, alone)
+    data = data if data.kind == "wds" else local_data(data, world)
+    wanted = _Wanted(split, world, seed, alone, several)
     source = _OPENERS[data.kind](data, wanted) if data.folds is None else _open_fold(data, wanted)
     if data.num_classes is not None and data.num_classes < len(source.class_names):
         raise ValueError(f"num_classes {data.num_classes} is less than the data's {len(source.class_names)}: raise it")
@@ -260,8 +161,10 @@ def _open_fold(data: Data, wanted: _Wanted) -> Source:
         root = existing_folder(data)
         train = root / data.folders[0]
         source: Source = _pictures_by_class(train if holds_classes(train) or data.train_split else root, data)
+    elif data.kind == "wds":
+        source = _open_shards(data, wanted._replace(split="train", alone=True), whole=True)
     elif data.kind == "list":
-        source = _listed(PictureList(existing_list(data)), data.folders[0], data)
+        source = _listed(PictureList(existing_list(data), several=wanted.several), data.folders[0], data)
     else:
         source = _OPENERS[data.kind](data, wanted._replace(split="train", alone=True))
     chosen = fold_part(source.labels, data.folds, data.fold, wanted.seed)
@@ -275,7 +178,7 @@ def _open_fold(data: Data, wanted: _Wanted) -> Source:
 def _open_list(data: Data, wanted: _Wanted) -> Source:
     """The rows of a split; where none is for validation, a part of the training's is held out."""
     train, val = data.folders
-    listed = PictureList(existing_list(data))
+    listed = PictureList(existing_list(data), several=wanted.several)
     if listed.has(val, asked=data.val_split is not None):
         return _listed(listed, train if wanted.split == "train" else val, data)
     return _held_out(_listed(listed, train, data), data, wanted)
@@ -284,9 +187,28 @@ def _open_list(data: Data, wanted: _Wanted) -> Source:
 def _listed(pictures: PictureList, split: str, data: Data) -> FileSource:
     classes = pictures.classes(data.class_order)
     rows = pictures.rows_of(split)
-    labels = [classes.index(row.label) for row in rows]
+    number = {name: k for k, name in enumerate(classes)}
+    sets = [tuple(number[name] for name in row.labels) for row in rows]
     root, files = pictures.file.parent, [row.path for row in rows]
-    return FileSource(root, files, labels, class_names=classes, max_pixels=data.max_pixels)
+    source = FileSource(root, files, rarest(sets), class_names=classes, max_pixels=data.max_pixels)
+    source.label_sets = sets if pictures.several else None
+    source.remarks = pictures.remarks
+    return source
+
+
+def _open_shards(data: Data, wanted: _Wanted, *, whole: bool = False) -> Source:
+    """Webdataset's shards; where none are for validation, a part of the training pictures is held out."""
+    train, val = data.folders
+    with wanted.world.main_first():  # which reads labels and headers where nobody has yet
+        folder = ShardFolder(data)
+        has_val = bool(folder.split(val))
+        split = val if wanted.split == "val" and has_val else train
+        for name in filter(None, (split, data.val_split)):
+            folder.require(name)
+        source = folder.source(split)
+        if has_val and not wanted.alone:
+            folder.require_same_classes(train, val)
+    return source if has_val or whole else _held_out(source, data, wanted)
 
 
 def _open_imagenet(data: Data, wanted: _Wanted) -> Source:
@@ -331,6 +253,7 @@ _OPENERS = {
     "shapes": _open_shapes,
     "folder": _open_folder,
     "list": _open_list,
+    "wds": _open_shards,
     "imagenet": _open_imagenet,
     "cifar10": _open_cifar,
     "cifar100": _open_cifar,

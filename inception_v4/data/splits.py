@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -46,3 +46,9 @@ def shuffled_by_class(labels: Sequence[int], seed: int) -> dict[int, list[int]]:
         label: np.random.default_rng([_SPLIT_SEED, seed, label]).permutation(indices).tolist()
         for label, indices in sorted(members.items())
     }
+
+
+def rarest(sets: Sequence[Sequence[int]]) -> list[int]:
+    """Of each picture's classes the one that the fewest pictures have: a split that spreads these loses none."""
+    counts = Counter(label for several in sets for label in several)
+    return [min(several, key=lambda label: (counts[label], label)) for several in sets]

@@ -12,7 +12,7 @@ from photos import photos
 from PIL import Image
 from running import ROOT
 from torch import Tensor
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
 from inception_v4.data.augment import (
     TrainTransform,
@@ -129,7 +129,8 @@ def test_flips() -> None:
         ("autoaug", v2.AutoAugment, {}),
         ("original", v2.AutoAugment, {}),
         ("randaug", v2.RandAugment, {"magnitude": 9, "num_ops": 2, "num_magnitude_bins": 11}),
-        ("rand-m7-n3-inc1", v2.RandAugment, {"magnitude": 7, "num_ops": 3}),
+        ("rand-m7-n3-inc1", v2.RandAugment, {"magnitude": 7, "num_ops": 3, "probability": 1.0, "deviation": 0.0}),
+        ("rand-m7-p0.5-mstd0.4", v2.RandAugment, {"magnitude": 7, "probability": 0.5, "deviation": 0.4}),
         ("RandAug-M10-mstd0", v2.RandAugment, {"magnitude": 10}),
         ("trivialaugwide", v2.TrivialAugmentWide, {}),
         ("augmix", v2.AugMix, {"severity": 3, "mixture_width": 3, "chain_depth": -1}),
@@ -149,8 +150,8 @@ def test_policies(text: str, kind: type, attributes: dict[str, int]) -> None:
     [
         ("autoagu", "auto_augment 'autoagu' is unknown: choose autoaug, randaug"),
         ("3a", "is unknown"),
-        ("randaug-m9-mstd0.5", "option 'mstd0.5' is not supported; randaug takes m0..10, n1..14"),
-        ("randaug-m9-p0.5", "option 'p0.5'"),
+        ("randaug-m9-t1", "option 't1' is not supported; randaug takes m0..10, n1..14, p0..1, mstd0..100"),
+        ("randaug-m9-p1.5", "'p1.5' must be between 0 and 1"),
         ("randaug-m11", "'m11' must be between 0 and 10"),
         ("randaug-m9.5", "option 'm9.5'"),
         ("randaug--m9", "option ''"),
@@ -162,6 +163,68 @@ def test_policies_that_would_mean_something_else(text: str, message: str) -> Non
     with pytest.raises(ValueError) as error:
         policy(text, [128, 128, 128])
     assert message in str(error.value)
+
+
+def _changed(text: str, picture: Tensor, times: int = 200) -> float:
+    torch.manual_seed(0)
+    transform = policy(text, [128, 128, 128])
+    return sum(not torch.equal(transform(picture), picture) for _ in range(times)) / times
+
+
+def test_operations_are_left_out_with_the_probability_given() -> None:
+    picture = _random(3, 40, 40)
+    always = _changed("randaug-m5-n1", picture)
+    assert always > 0.8 and abs(_changed("randaug-m5-n1-p0.5", picture) - always / 2) < 0.12
+    assert _changed("randaug-m5-n2-p0", picture) == 0
+
+
+@pytest.mark.parametrize("operation", ["Rotate", "Solarize", "Brightness", "Posterize", "Equalize"])
+def test_a_strength_that_varies_stays_on_its_scale(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    applied: list[float] = []
+    monkeypatch.setattr(
+        v2.RandAugment, "_apply_image_or_video_transform",
+        lambda self, image, name, magnitude, *rest: applied.append(magnitude) or image,
+    )  # fmt: skip
+    found = policy("randaug-m9-mstd2", [0, 0, 0]).policy
+    strengths = found._AUGMENTATION_SPACE[operation][0](11, 40, 40)
+    middle = 0.0 if strengths is None else float(strengths[9])
+    torch.manual_seed(0)
+    for _ in range(300):
+        found._apply_image_or_video_transform(_random(3, 40, 40), operation, -middle, None, None)
+    seen = torch.tensor(applied).abs()
+    if strengths is None:
+        assert seen.unique().tolist() == [0.0]
+    else:
+        low, high = sorted((float(strengths[0]), float(strengths[10])))
+        assert low - 1e-4 <= seen.min() and seen.max() <= high + 1e-4 and max(applied) <= 0
+        at_its_end = (seen - float(strengths[10])).abs() < 1e-6
+        assert 0.25 < at_its_end.double().mean() < 0.75, "a third lies beyond the scale"
+        assert len(seen.unique()) > 50
+
+
+@pytest.mark.parametrize("text", ["randaug-m9-n3", "trivialaugwide", "augmix"])
+def test_shifts_by_whole_pixels_are_those_of_the_filter(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = policy(text, [9, 8, 7]).policy
+    kind = type(ours).__mro__[2]
+    seen: set[tuple[str, object]] = set()
+    plain = kind._apply_image_or_video_transform
+    for name in ("TranslateX", "TranslateY"):
+        for pixels in (-70.0, -1.2, 3.0, 31.9):
+            picture = Image.fromarray(_random(80, 91, 3).numpy())
+            expected = plain(ours, picture, name, pixels, ours.interpolation, ours._fill)
+            found = ours._apply_image_or_video_transform(picture, name, pixels, ours.interpolation, ours._fill)
+            assert np.array_equal(np.array(found), np.array(expected)) and not np.array_equal(found, picture)
+
+    def noted(self: v2.Transform, image: Image.Image, name: str, magnitude: float, how: object, fill: object) -> object:
+        seen.add((name[:9], how))
+        return plain(self, image, name, magnitude, how, fill)
+
+    monkeypatch.setattr(kind, "_apply_image_or_video_transform", noted)
+    torch.manual_seed(0)
+    for _ in range(60):
+        ours(picture)
+    assert {how for name, how in seen if name == "Translate"} == {InterpolationMode.NEAREST}
+    assert {how for name, how in seen if name == "Rotate"} == {InterpolationMode.BILINEAR}
 
 
 def test_uncovered_corners_get_the_mean_colour() -> None:

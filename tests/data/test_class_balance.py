@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from photos import class_folders
 from sklearn.utils.class_weight import compute_class_weight
 
 from inception_v4.data.class_weights import class_weights, counts_line
+from inception_v4.data.labelled import ArraySource
 from inception_v4.data.order import EpochSampler, Key
 from inception_v4.data.sources import open_source
 from inception_v4.data.splits import fold_part
@@ -73,9 +75,14 @@ def test_weights_multiply_a_pictures_loss_and_parts_add_up() -> None:
     torch.testing.assert_close(binary, F.binary_cross_entropy_with_logits(logits, soft, weight=weights))
 
 
+PICTURES = ArraySource(
+    np.zeros((len(LABELS), 1, 1, 3), np.uint8), np.array(LABELS), class_names=("a", "b", "c"), title="black"
+)
+
+
 def keys(world: World, epoch: int = 0, **settings: Any) -> list[Key]:
     data = Data(batch_size=4 // world.size, drop_last=False, **settings)
-    sampler = EpochSampler(len(LABELS), data, 0, world=world, seed=7, labels=LABELS)
+    sampler = EpochSampler(len(LABELS), data, 0, world=world, seed=7, source=PICTURES)
     sampler.epoch = epoch
     return [key for batch in sampler for key in batch]
 
@@ -99,7 +106,7 @@ def test_balanced_sampling_draws_every_class_equally_often_and_its_pictures_even
 def test_balanced_sampling_has_an_order_of_its_own(other: dict[str, Any]) -> None:
     data = Data(balanced_sampling=True, shuffle=other.get("shuffle", True), batch_size=2)
     with pytest.raises(ValueError, match="balanced_sampling has an order of its own"):
-        EpochSampler(28, data, other.get("repeats", 0), world=World(), seed=0, labels=LABELS)
+        EpochSampler(28, data, other.get("repeats", 0), world=World(), seed=0, source=PICTURES)
 
 
 def test_every_picture_is_in_one_fold_and_classes_are_spread_evenly() -> None:

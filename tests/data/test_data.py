@@ -14,16 +14,18 @@ import pytest
 import torch
 from photos import class_folders, encoded, photos
 from PIL import Image
+from temporary import NewFolder
 from torch import nn
 
 from inception_v4.accelerator import select
 from inception_v4.accelerator.precision import Precision
 from inception_v4.data.augment import seeded
-from inception_v4.data.loader import Batch, EvalLoader, TrainLoader, WorkerDied
+from inception_v4.data.loader import Batch, EvalLoader, TrainLoader
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.sources import FolderSource, Source
 from inception_v4.data.views import eval_transform
+from inception_v4.data.workers import WorkerDied
 from inception_v4.distributed import World
 from inception_v4.inference.evaluate import evaluate
 from inception_v4.preprocessing import Preprocessing
@@ -34,9 +36,9 @@ PLAIN = Augmentation(image_size=75, train_crop="centre", hflip=0)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> FolderSource:
+def pictures(module_folder: NewFolder) -> FolderSource:
     """27 photographs of odd sizes, among them a grey and a CMYK one and a PNG that calls itself JPEG."""
-    root = tmp_path_factory.mktemp("pictures")
+    root = module_folder("pictures")
     files = list(photos(24))
     first = Image.open(io.BytesIO(files[0]))
     files += [encoded(first.convert("L")), encoded(first.convert("CMYK")), encoded(first.resize((61, 40)), "PNG")]
@@ -133,7 +135,8 @@ def test_restart_in_the_middle(pictures: FolderSource, workers: int) -> None:
 def test_data_sets_can_be_sent_to_spawned_workers(pictures: FolderSource) -> None:
     dataset = _loader(pictures)._loader.dataset
     key = next(iter(_loader(pictures)._sampler))[0]
-    assert torch.equal(pickle.loads(pickle.dumps(dataset))[key].image, dataset[key].image)
+    (sent,), (here,) = pickle.loads(pickle.dumps(dataset))[key], dataset[key]
+    assert torch.equal(sent.image, here.image)
 
 
 def test_skipped_batches_are_not_read(pictures: FolderSource, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,7 @@ def test_weights_for_colours_are_adapted(tmp_path: Path) -> None:
     torch.testing.assert_close(normalised, (batch.images.float() / 255 - 0.4) / 0.2)
 
 
+@pytest.mark.slow
 def test_colours_are_made_grey_for_a_network_that_takes_no_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

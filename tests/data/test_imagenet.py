@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from photos import encoded
 
+from inception_v4.cli.main import run
 from inception_v4.data import imagenet
 from inception_v4.data.shapes import draw_shape
 from inception_v4.data.sources import open_source
@@ -211,3 +212,15 @@ def test_without_scipy_nothing_is_unpacked(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ValueError, match=r"pip install 'inception-v4\[imagenet\]'"):
         open_source(data, "train", world=World(), seed=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_archives_go_into_shards_as_they_are(root: Path, tmp_path: Path) -> None:
+    target = tmp_path / "shards"
+    assert run(["pack", str(root), str(target)]) == 0
+    assert not (root / "train").exists(), "nothing is unpacked"
+    for split in ("train", "val"):
+        packed = open_source(Data(dataset="wds", data_dir=str(target)), split, world=World(), seed=0)
+        unpacked = _open(root, split)
+        assert packed.class_names == unpacked.class_names
+        pairs = [sorted((s.content(i), s.labels[i]) for i in range(len(s))) for s in (packed, unpacked)]
+        assert pairs[0] == pairs[1] and len(pairs[0]) >= 5

@@ -13,6 +13,7 @@ from live import enliven
 from photos import class_folders
 from PIL import Image
 from running import tiny
+from temporary import NewFolder
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 
 from inception_v4.accelerator import select
@@ -123,9 +124,9 @@ def test_a_recipe_of_timm_sorts_classes_as_timm(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def numbered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+def numbered(module_folder: NewFolder) -> tuple[Path, dict[str, torch.Tensor]]:
     """Twelve classes called 1 to 12 of two plain pictures each, and weights that tell them apart in timm's order."""
-    root = tmp_path_factory.mktemp("numbered")
+    root = module_folder("numbered")
     rng = np.random.default_rng(0)
     network = enliven(timm.create_model("inception_v4", num_classes=12)).eval()
     images, labels = [], []
@@ -161,6 +162,7 @@ def test_a_checkpoint_of_timm_without_names_takes_timms_order(
     assert "of 22 pictures 0.00 % are named right" in err and "give --class-order natural" in err
 
 
+@pytest.mark.slow
 def test_weights_of_this_project_keep_their_order_and_wrong_names_are_said(
     numbered: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from photos import class_folders
 from running import tiny
+from temporary import NewFolder
 
 from inception_v4.data.lists import PictureList
 from inception_v4.data.sources import FolderSource, Source, open_source
@@ -27,8 +28,8 @@ KINDS = ("csv", "tsv", "jsonl", "parquet")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return class_folders(tmp_path_factory.mktemp("list") / "pictures", {"ape": 6, "bear": 4})
+def pictures(module_folder: NewFolder) -> Path:
+    return class_folders(module_folder("list") / "pictures", {"ape": 6, "bear": 4})
 
 
 def rows_of(pictures: Path, split: Any = None) -> list[dict[str, str]]:
@@ -112,6 +113,8 @@ def test_classes_that_are_numbers_are_in_their_order(pictures: Path) -> None:
         ("i.jsonl", '{"label": "a"}\n', "row 1 has no path"),
         ("j.parquet", "PAR1", "cannot be read as Parquet"),
         ("k.txt", "x", "is no list: give a .csv"),
+        ("l.csv", "path,label\n" + "x" * 200_000 + ",cat\n", "cannot be read as a table"),
+        ("m.jsonl", "[" * 60_000 + "\n", "row 1 is not valid JSON"),
     ],
 )
 def test_what_is_wrong_with_a_list_is_one_line(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
@@ -129,6 +132,7 @@ def test_without_pyarrow_the_remedy_is_named(pictures: Path, monkeypatch: pytest
         PictureList(Path(place))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_list_and_its_record(pictures: Path, tmp_path: Path) -> None:
     place = write(pictures, "run.csv", rows_of(pictures, lambda i: "val" if i % 3 == 0 else "train"))
     folder = tmp_path / "run"

@@ -15,6 +15,7 @@ from exported import CLASSES, HOW, folder, network, weights_file
 from photos import encoded
 from PIL import Image, ImageDraw, ImageOps
 from running import ROOT
+from temporary import NewFolder
 
 from inception_v4.cli.main import run
 from inception_v4.data.crops import draw_box, resize
@@ -197,9 +198,9 @@ def test_damaged_exif_does_not_cost_the_picture(kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def phone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def phone(module_folder: NewFolder) -> tuple[Path, Path]:
     """Photos as a phone stores them, in all orientations and several formats, and the same, upright, as PNG."""
-    root = tmp_path_factory.mktemp("phone")
+    root = module_folder("phone")
     for i in range(24):
         kind, orientation = ("jpeg", "png", "webp")[i // 8], i % 8 + 1
         data = file_of(kind, orientation, seed=i)
@@ -251,6 +252,7 @@ def described(folder: Path, name: str, preprocessing: dict[str, object]) -> Path
     return path
 
 
+@pytest.mark.slow
 def test_predict_follows_the_weights_record(folder: Path, phone: tuple[Path, Path], tmp_path: Path) -> None:
     stored, upright = (sorted(map(str, root.rglob("*.*")))[:6] for root in phone)
     on = Predictor(str(weights_file(folder)), device="cpu")
@@ -263,6 +265,7 @@ def test_predict_follows_the_weights_record(folder: Path, phone: tuple[Path, Pat
         assert not torch.equal(predictor.probabilities(stored), expected)
 
 
+@pytest.mark.slow
 def test_predict_and_validate_can_be_told_otherwise(
     folder: Path, phone: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,7 +319,7 @@ def test_recipes_decide_it() -> None:
     """ImageNet's are compared with published figures; the others are for people's own photos."""
     files = {p.stem: yaml.safe_load(p.read_text()) for p in (ROOT / "configs").glob("*.yaml")}
     decided = {name: leaves["exif_rotation"] for name, leaves in files.items() if "exif_rotation" in leaves}
-    assert decided == {name: False for name in files if name.startswith("imagenet")} and len(decided) == 2
+    assert decided == {name: False for name in files if name.startswith("imagenet")} and len(decided) == 3
     fixtures = ROOT / "tests" / "fixtures"
     for name in ("mindcv_inception_v4_ascend", "modelzoo_default_config", "timm_args"):
         assert not load_config(fixtures / f"{name}.yaml")[0].augmentation.exif_rotation, name

@@ -75,6 +75,7 @@ def test_the_last_map_decides(size: int) -> None:
             assert model.features(picture).shape[-1] == last_map(size)
 
 
+@pytest.mark.slow
 def test_nine_pictures_in_batches_of_eight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, count in (("train", 3), ("val", 1)):
         class_folders(tmp_path / "nine" / name, {"a": count, "b": count, "c": count})

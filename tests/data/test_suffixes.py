@@ -175,6 +175,7 @@ def test_predict_says_what_it_passed_over(
     assert "IMG_1.CR2: .CR2 files are not read: develop them" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_train_and_validate_say_what_they_passed_over(
     mixed: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

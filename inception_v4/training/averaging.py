@@ -19,6 +19,7 @@ from inception_v4.inference.factory import open_model
 from inception_v4.inference.soup import greedy_soup, judge_of
 from inception_v4.inference.validate import asked_precision
 from inception_v4.settings.schema import Config
+from inception_v4.storage.outgoing import check_target, outgoing
 from inception_v4.training.batch_statistics import recompute_statistics
 from inception_v4.training.smallest import check_smallest
 from inception_v4.weights import Weights, WeightsError, read_weights
@@ -31,7 +32,7 @@ class Averaging:
     """What is made of the weights.
 
     Attributes:
-        output: the file to write; its suffix says the layout unless `layout` does.
+        output: the file to write, a path or an address; its suffix says the layout unless `layout` does.
         layout: a key of `LAYOUTS`.
         dtype: `fp32`, `fp16` or `bf16`; default float32.
         ema: take the moving averages that training checkpoints hold.
@@ -39,7 +40,7 @@ class Averaging:
         update_bn: take BatchNorm statistics anew from the training pictures.
     """
 
-    output: Path
+    output: Path | str
     layout: str | None = None
     dtype: str | None = None
     ema: bool | None = None
@@ -57,12 +58,14 @@ def average(sources: Sequence[str], config: Config, how: Averaging) -> WeightsSu
     Raises:
         ValueError: fewer than two, or not of one network, or an output that cannot be written.
     """
-    layout = how.layout or layout_for(how.output)
-    check_suffix(how.output, layout)
+    output = Path(how.output)
+    check_target(str(how.output))
+    layout = how.layout or layout_for(output)
+    check_suffix(output, layout)
     storage_type(how.dtype)
     if len(sources) < 2:
         raise ValueError(f"one set of weights has no average: name two or more, not only {', '.join(sources)}")
-    if how.output.exists() and any(Path(s).exists() and how.output.samefile(s) for s in sources):
+    if output.exists() and any(Path(s).exists() and output.samefile(s) for s in sources):
         raise WeightsError(f"{how.output} is both source and destination: name another --output")
     accelerator = select(config.run.device)
     if how.greedy or how.update_bn:
@@ -75,7 +78,8 @@ def average(sources: Sequence[str], config: Config, how: Averaging) -> WeightsSu
         if how.update_bn:
             mean = _with_statistics(mean, sources[0], config, accelerator=accelerator, world=world)
         if world.is_main:
-            notes = write_weights(mean, how.output, layout=layout, dtype=how.dtype)
+            with outgoing(str(how.output)) as file:
+                notes = write_weights(mean, file.path, layout=layout, dtype=how.dtype)
             for line in [*notes, f"wrote {how.output}: the mean of {len(total.names)} of {len(sources)}, {layout}"]:
                 tell(line)
     return total
@@ -106,7 +110,7 @@ def _with_statistics(
     given_seed = config.run.seed if "seed" in config.run.model_fields_set else None
     data, seed = validation_data(config.data, given_seed, source=source, info=weights.info)
     seed = config.run.seed if seed is None else seed
-    pictures = open_source(data, "train", world=world, seed=seed)
+    pictures = open_source(data, "train", world=world, seed=seed, several=weights.info.multi_label)
     augmentation = config.augmentation.prepared_like(weights.info.preprocessing)
     if "image_size" not in config.augmentation.model_fields_set:
         augmentation = augmentation.model_copy(update={"image_size": weights.info.preprocessing.image_size})

@@ -21,13 +21,16 @@ def recompute_statistics(
 ) -> int:
     """Mean and variance of every BatchNorm become their plain mean over `batches`, all of one network as it is.
 
+    Those of BatchNorms that do not learn stay: what they normalise has not changed.
+
     Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", section 3.2. The model
     comes back in evaluation mode; its dropout is off throughout. Each process takes its own batches.
 
     Returns:
         The pictures that this process saw.
     """
-    norms = [module for module in model.eval().modules() if isinstance(module, _BatchNorm)]
+    found = [module for module in model.eval().modules() if isinstance(module, _BatchNorm)]
+    norms = [norm for norm in found if norm.weight is None or norm.weight.requires_grad]
     usual = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

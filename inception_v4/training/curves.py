@@ -59,10 +59,11 @@ def _draw_accuracy(axes: Any, val: list[dict[str, Any]]) -> None:
         ("top1", "top-1", "o-"),
         ("top5", "top-5", "o--"),
         ("ema_top1", "top-1, averaged weights", "s-"),
+        ("swa_top1", "top-1, mean of the last epochs", "D"),
     ):
         if any(key in r for r in val):
             axes.plot(epochs, _numbers(val, key), style, label=label, markersize=4)
-    best = max((max(r["top1"], r.get("ema_top1", 0.0)) for r in val), default=None)
+    best = max((max(r["top1"], r.get("ema_top1", 0.0), r.get("swa_top1", 0.0)) for r in val), default=None)
     axes.set_title(f"validation, best top-1 {best:.2f} %" if best is not None else "no validation yet")
     axes.set_xlabel("epoch")
     axes.set_ylabel("percent of pictures")

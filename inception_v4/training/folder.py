@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from inception_v4.console import say
-from inception_v4.data.sources import Source
+from inception_v4.data.labelled import Source
 from inception_v4.distributed import World
 from inception_v4.files import atomic_write, cache_dir, sha256_of
 from inception_v4.inference.evaluate import Evaluation
@@ -46,6 +46,7 @@ class RunFolder:
         path: where it is.
         lock: makes this process its only writer.
         address: where a copy of it goes.
+        address_setting: what gives it another address, for messages.
         settings: the resolved settings as YAML, once the run has begun.
         keep: checkpoints kept.
         resume: what the run goes on from: a checkpoint, `auto` or nothing.
@@ -57,6 +58,7 @@ class RunFolder:
     keep: int
     lock: FolderLock
     address: str | None = None
+    address_setting: str = "--output-dir"
     settings: str = ""
     resume: str | None = None
     launch: Launch = field(default_factory=Launch)
@@ -69,6 +71,7 @@ class RunFolder:
 
     def begin(self, config: Config) -> None:
         """Make the directory, with the settings in it; raises FolderInUse where another process writes into it."""
+        self.claim()
         self.lock.acquire(self.path)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         if config.data.data_dir and not is_address(config.data.data_dir):
@@ -82,8 +85,19 @@ class RunFolder:
         for abandoned in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
             abandoned.unlink()  # by a process that was killed while it wrote
         if self.address:
-            self.mirror = Mirror(self.path, self.address, say)
+            self.mirror = Mirror(self.path, self.address, say, lock=self.lock.upload)
             self.mirror.follow()
+
+    def claim(self) -> None:
+        """Become the only writer of the directory, where there is one, and of its address.
+
+        Raises:
+            FolderInUse: another process writes there.
+        """
+        if self.path.exists():
+            self.lock.acquire(self.path)
+        if self.address:
+            self.lock.upload.acquire(self.address, setting=self.address_setting)
 
     @contextmanager
     def mirrored(self, *, patience: float) -> Iterator[None]:
@@ -141,6 +155,7 @@ def run_folder(run: Run, world: World, lock: FolderLock) -> RunFolder:
     launch = Launch.current(world)
     folder = RunFolder(Path(), run.keep_checkpoint_max, lock, resume=run.resume, launch=launch)
     folder.address = run.upload_to or (run.output_dir if is_address(run.output_dir) else None)
+    folder.address_setting = "--upload-to" if run.upload_to else "--output-dir"
     if world.is_main:
         folder.path = _place(run, launch)
         if launch.began(folder.path) and list_checkpoints(folder.checkpoints):
@@ -191,7 +206,7 @@ def earlier_state(folder: RunFolder, world: World) -> dict[str, Any] | None:
     if folder.resume is None:
         return None
     # Before anything is read: another run's next checkpoint would be a newer one.
-    world.on_main(partial(folder.lock.acquire, folder.path) if folder.path.exists() else None)
+    world.on_main(folder.claim)
     _bring_back(folder, world)
     resume = local_copy(folder.resume)
     warn = say if world.is_main else SilentLog().say

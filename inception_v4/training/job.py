@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from inception_v4.distributed import World, average_buffers
 from inception_v4.inference.evaluate import Evaluation
 from inception_v4.training.checkpoint import CheckpointError
+from inception_v4.training.optim import restore_optimizer
 from inception_v4.training.schedule import Course
 from inception_v4.training.step import Learner
+from inception_v4.training.swa import NoWeightMean, WeightMean
 from inception_v4.weights import WeightsInfo
 
 
@@ -24,6 +28,7 @@ class Job:
         unvalidated: an epoch whose validation was left for later, because the run was asked to stop.
         waited: validations in a row since then.
         skipped: messages about unreadable pictures that this process met.
+        swa: the mean of the last epochs' weights.
     """
 
     learner: Learner
@@ -32,6 +37,12 @@ class Job:
     unvalidated: int | None = None
     waited: int = 0
     skipped: set[str] = field(default_factory=set)
+    swa: WeightMean | NoWeightMean = field(default_factory=NoWeightMean)
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The network and its averages that can be validated, by the prefix of their figures in a record."""
+        return self.learner.networks | self.swa.networks
 
 
 def capture(job: Job, settings: str) -> dict[str, Any]:
@@ -45,6 +56,7 @@ def capture(job: Job, settings: str) -> dict[str, Any]:
         "model": learner.model.state_dict(),
         "ema": average.state_dict() if average is not None else None,
         "ema_updates": learner.ema.updates,
+        "swa": job.swa.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "scaler": learner.scaler.state_dict(),
         "best": job.best,
@@ -69,13 +81,14 @@ def restore(job: Job, state: dict[str, Any]) -> None:
             "the checkpoint's optimizer has other parameter groups: resume with the same opt settings"
         )
     learner.model.load_state_dict(state["model"])
-    learner.optimizer.load_state_dict(state["optimizer"])
+    restore_optimizer(learner.optimizer, state["optimizer"])
     learner.scaler.load_state_dict(state["scaler"])
     if learner.ema.module is not None:
         if state["ema"] is None:
             raise CheckpointError("the checkpoint has no averaged weights: resume without --ema")
         learner.ema.module.load_state_dict(state["ema"])
         learner.ema.updates = state["ema_updates"]
+    job.swa.load_state_dict(state.get("swa"), learner.model, epoch=epoch)
     learner.course.epoch, learner.course.done, learner.course.step = epoch, done, state["step"]
     job.best, job.unvalidated, job.waited = state["best"], state.get("unvalidated"), state.get("waited", 0)
 
@@ -127,5 +140,5 @@ def weights_info(job: Job, result: Evaluation | None = None) -> WeightsInfo:
     """What is written beside the weights as they are now, with the figures of their validation."""
     extra: dict[str, Any] = {"step": job.learner.step}
     if result is not None:
-        extra |= {"top1": result.top1, "top5": result.top5}
+        extra |= {"top1": result.top1, "top5": result.top5, **(result.several.figures if result.several else {})}
     return job.info.replace(extra=job.info.extra | extra)

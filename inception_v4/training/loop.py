@@ -15,6 +15,7 @@ from inception_v4.distributed import World
 from inception_v4.files import DiskFull
 from inception_v4.settings.schema import Run
 from inception_v4.training.checkpoint import list_checkpoints
+from inception_v4.training.features import CachedFeatures, FeatureLoader, NoFeatures
 from inception_v4.training.folder import RunFolder
 from inception_v4.training.freezing import AllLearn, Frozen
 from inception_v4.training.job import Job, share_statistics, weights_info
@@ -53,6 +54,7 @@ class Loop:
         run: how often to log, validate and save.
         loader, validator: training batches, and figures of a network.
         layers: which of them learn.
+        features: what may take the place of pictures.
         stopping: signals that asked for a stop.
         unwritten: why the last checkpoint is not there; empty where it is.
         end: what else ends the run early, and which weights are the best.
@@ -61,10 +63,11 @@ class Loop:
     job: Job
     run: Run
     world: World
-    loader: TrainLoader
+    loader: TrainLoader | FeatureLoader
     validator: Validator
     folder: RunFolder
     layers: Frozen | AllLearn = field(default_factory=AllLearn)
+    features: CachedFeatures | NoFeatures = field(default_factory=NoFeatures)
     log: RunLog | SilentLog = field(default_factory=SilentLog)
     stopping: list[int] = field(default_factory=list)
     end: EarlyEnd = field(default_factory=EarlyEnd)
@@ -78,16 +81,25 @@ class Loop:
     _planned: int = 0
     _checked: float = field(default_factory=time.monotonic)
 
+    def begin(self) -> None:
+        """Before the first step."""
+        self.loader, self.validator = self.features.begin(
+            self.job.learner, self.loader, self.validator, beat=self.watchdog.beat, say=self.log.say
+        )
+
     def run_epochs(self) -> None:
         """Train, validate and save until the planned number of steps is done."""
         learner, course = self.job.learner, self.job.learner.course
         self.end.count(self.job.waited)
+        self.begin()
         if self.job.unvalidated is not None:
             self._end_epoch(self.job.unvalidated)
         while not course.finished and not self.end.reason:
             epoch = course.epoch
             if line := self.layers.begin_epoch(learner, epoch):
                 self.log.say(line)
+            if course.done == 0 and epoch and self.loader.sizes(epoch) != self.loader.sizes(epoch - 1):
+                self.log.say(f"image size {self.loader.sizes(epoch)} px from epoch {epoch + 1} on")
             if course.rest:
                 self.speed.resume()
                 batches = self.loader.epoch(epoch, start=course.done)
@@ -99,6 +111,8 @@ class Loop:
             if course.done == 0 or course.finished or self.end.reason:
                 # Statistics are averaged even where no validation follows: all processes go on from one network.
                 share_statistics(self.job, self.world)
+                if course.done == 0:
+                    self.job.swa.end_epoch(learner.model, epoch)
                 self._end_epoch(epoch)
         if self.end.reason:
             self.log.say(f"ended early: {self.end.reason}")
@@ -132,7 +146,7 @@ class Loop:
         if self.world.is_main:
             record_weights(self.folder.path)
             curves = self.folder.draw(f"{title}: {job.learner.step} steps")
-            by = "" if self.end.figure == "top1" else f" (chosen by {self.end.figure})"
+            by = "" if self.end.figure == "top1" else f" (chosen by {self.end.figure} {best[self.end.figure]:.4g})"
             self.log.say(
                 f"best top-1 {best['top1']:.2f} %, top-5 {best['top5']:.2f} % after epoch {best['epoch'] + 1}"
                 + (" (averaged weights)" if best["averaged"] else "")
@@ -158,6 +172,7 @@ class Loop:
         self._steps += 1
         self.speed.update(images)
         self.profiler.step()
+        self.log.step(step)
         if step % self.run.log_interval == 0 or step == 1:
             self._log_training()
         if self.run.ckpt_steps and step % self.run.ckpt_steps == 0 and course.done:
@@ -172,7 +187,9 @@ class Loop:
     def _log_training(self) -> None:
         if not self._steps or self._loss is None:
             return
-        mean = float(self.world.sum(self._loss.cpu().double() / self._steps)) / self.world.size
+        # Both in one message. A process that waits for data makes the others wait for it, which is not in their share.
+        own = torch.stack([self._loss.cpu().double() / self._steps, torch.tensor(self.speed.data_wait()).double()])
+        mean, data_wait = (self.world.sum(own) / self.world.size).tolist()
         self._loss, self._steps = None, 0
         learner, course = self.job.learner, self.job.learner.course
         require_finite(mean, learner.model, step=learner.step)
@@ -184,6 +201,7 @@ class Loop:
                 "loss": mean,
                 "lr": learner.lr,
                 "images_per_second": self._images_per_second(),
+                "data_wait": round(data_wait, 4),
                 "skipped_steps": learner.scaler.skipped(),
             }
         )
@@ -195,7 +213,8 @@ class Loop:
         waiting = iter(batches)
         while True:
             self.watchdog.beat(f"waiting for pictures after step {self.job.learner.step}")
-            batch = next(waiting, None)
+            with self.speed.waiting():
+                batch = next(waiting, None)
             if batch is None:
                 return
             self.watchdog.beat(f"computing after step {self.job.learner.step}")
@@ -210,7 +229,9 @@ class Loop:
         """
         job, course = self.job, self.job.learner.course
         self.watchdog.beat(f"validating after step {job.learner.step}")
-        results = {prefix: self.validator(network, self._goes_on) for prefix, network in job.learner.networks.items()}
+        if course.finished:
+            self._finish_swa()
+        results = {prefix: self.validator(network, self._goes_on) for prefix, network in job.networks.items()}
         self._stop_if_asked()
         record: dict[str, Any] = {
             "epoch": epoch,
@@ -225,12 +246,22 @@ class Loop:
         if not job.best or self.end.score(result.record()) > self.end.score(job.best):
             job.waited = 0
             before, job.best = job.best, {**result.record(), "epoch": epoch, "averaged": bool(prefix)}
-            network, info = job.learner.networks[prefix], weights_info(job, result)
+            network, info = job.networks[prefix], weights_info(job, result)
             source = self.validator.loader.source
             if self._write(lambda: self.folder.save_best(network, info, result, source)):
                 job.best = before  # of the file that is there
         self.end.count(job.waited)
         job.skipped |= set(result.skipped)
+
+    def _finish_swa(self) -> None:
+        """Statistics for the mean of the weights, from an epoch of pictures that follows the run's last one."""
+        learner, swa = self.job.learner, self.job.swa
+        line = swa.finish(
+            self._note_skipped(self.loader.epoch(learner.course.epochs)),
+            normalise=learner.normalise, precision=learner.precision, world=self.world,
+        )  # fmt: skip
+        if line:
+            self.log.say(line)
 
     def _goes_on(self) -> bool:
         self.watchdog.alive()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from inception_v4.accelerator import Accelerator, DeviceError
 from inception_v4.accelerator.precision import Precision
 from inception_v4.data.class_weights import class_weights
+from inception_v4.data.labelled import Source
 from inception_v4.data.loader import Batch, EvalLoader
 from inception_v4.data.normalise import Normalise
-from inception_v4.data.sources import Source
 from inception_v4.distributed import World, share_gradients, synchronise_batch_norm
 from inception_v4.inference.evaluate import Evaluation, evaluate
 from inception_v4.network.model import InceptionV4
@@ -23,6 +24,7 @@ from inception_v4.settings.schema import Augmentation, Data, Network, Optimizer,
 from inception_v4.training.optim import canonical_name
 from inception_v4.training.smallest import check_smallest
 from inception_v4.weights import Weights, WeightsInfo, load_weights, read_weights
+from inception_v4.weights.layouts.epsilon import moved, shift_epsilon
 from inception_v4.weights.source import PRETRAINED
 
 
@@ -83,11 +85,22 @@ def start_network(
         return Start(model, how, turned_otherwise(how, given))
     if not origin:
         return Start(model, usual)
-    weights = read_weights(origin)
+    weights = _with_epsilon(read_weights(origin), network.bn_eps)
     report = load_weights(model, weights)
     how = report.info.preprocessing
     line = _preprocessing_line(weights, how, given)
     return Start(model, how, [f"start from {origin}", *report.messages, line])
+
+
+def _with_epsilon(weights: Weights, wanted: float) -> Weights:
+    """Weights of the same function for a network with that epsilon in BatchNorm: the ModelZoo's recipes have one."""
+    held = weights.info.bn_eps
+    if math.isclose(held, wanted, rel_tol=1e-6):
+        return weights
+    return replace(
+        weights, state=shift_epsilon(weights.state, held, wanted), info=weights.info.replace(bn_eps=wanted),
+        notes=[*weights.notes, moved(held, wanted)],
+    )  # fmt: skip
 
 
 def turned_otherwise(before: Preprocessing, given: Mapping[str, Any]) -> list[str]:
@@ -145,11 +158,19 @@ def vendor_optimizer(opt: Optimizer, training: Training, accelerator: Accelerato
     return fused
 
 
+class HeldOut(Protocol):
+    """Batches of all pictures of `source`, from the start each time."""
+
+    source: Source
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
 @dataclass
 class Validator:
     """The validation of a run: the same pictures, batches and precision each time."""
 
-    loader: EvalLoader
+    loader: HeldOut
     normalise: Normalise
     precision: Precision
     world: World

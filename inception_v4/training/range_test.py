@@ -19,6 +19,7 @@ from inception_v4.distributed import session
 from inception_v4.files import atomic_write
 from inception_v4.settings.schema import Config
 from inception_v4.storage.lock import FolderLock
+from inception_v4.training.features import FeatureLoader
 from inception_v4.training.loop import Loop
 from inception_v4.training.schedule import LearningRate
 from inception_v4.training.step import train_one_epoch
@@ -55,26 +56,32 @@ def find_rate(config: Config, steps: int = STEPS) -> dict[str, Any]:
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
     # Rates are counted from the run's first step.
     config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"start_epoch": 0})})
-    name = f"{config.run.output_dir or f'runs/{config.run.recipe}'}-lr-find-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = config.run.model_copy(update={"output_dir": name, "resume": None, "tensorboard": False})
+    run, ending = config.run, f"-lr-find-{time.strftime('%Y%m%d-%H%M%S')}"
+    places = {
+        "output_dir": (run.output_dir or f"runs/{run.recipe}").rstrip("/") + ending,
+        "upload_to": run.upload_to and run.upload_to.rstrip("/") + ending,
+    }
+    run = run.model_copy(update={**places, "resume": None, "tensorboard": False, "logger": None})
     with session(accelerator) as world, FolderLock(say) as lock:
         loop = prepare(world.share(config.model_copy(update={"run": run})), accelerator, world, lock)
-        try:
-            losses = range_test(loop, steps)
-        finally:
-            loop.log.close()
-        rates = [*map(rising(steps), range(len(losses)))]
-        smoothed = smooth(losses)
-        found = propose(rates, smoothed)
-        result = {"lr": found, "rates": rates, "losses": smoothed, "output_dir": str(loop.folder.path)}
-        if world.is_main:
-            _write(loop.folder.path, result)
-            loop.log.say(f"proposed: --lr {found:.2g} (curve {loop.folder.path / 'lr_find.png'})")
+        with loop.folder.mirrored(patience=60 * run.upload_wait):
+            try:
+                losses = range_test(loop, steps)
+                rates = [*map(rising(steps), range(len(losses)))]
+                smoothed = smooth(losses)
+                found = propose(rates, smoothed)
+                result = {"lr": found, "rates": rates, "losses": smoothed, "output_dir": str(loop.folder.path)}
+                if world.is_main:
+                    _write(loop.folder.path, result)
+                    loop.log.say(f"proposed: --lr {found:.2g} (curve {loop.folder.path / 'lr_find.png'})")
+            finally:
+                loop.log.close()
     return result
 
 
 def range_test(loop: Loop, steps: int) -> list[float]:
     """The mean loss over the processes of each step, until it has blown up or the steps are over."""
+    loop.begin()
     learner, losses = loop.job.learner, []
     learner.rate = rising(steps)
 
@@ -91,7 +98,7 @@ def range_test(loop: Loop, steps: int) -> list[float]:
     return losses
 
 
-def endless(loader: TrainLoader) -> Iterator[Any]:
+def endless(loader: TrainLoader | FeatureLoader) -> Iterator[Any]:
     """The batches of epoch after epoch."""
     for epoch in itertools.count():
         yield from loader.epoch(epoch)

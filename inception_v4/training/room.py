@@ -11,6 +11,7 @@ from inception_v4.files import DiskFull, free_bytes, megabytes
 from inception_v4.settings.schema import Optimizer, Run
 from inception_v4.training.job import Job
 from inception_v4.training.optim import build_optimizer
+from inception_v4.training.swa import NoWeightMean
 
 
 def require_room_for_run(job: Job, opt: Optimizer, run: Run, folder: Path) -> None:
@@ -30,10 +31,11 @@ def require_room_for_run(job: Job, opt: Optimizer, run: Run, folder: Path) -> No
 
 
 def checkpoint_bytes(job: Job, opt: Optimizer) -> int:
-    """Of a checkpoint: the network, its average, and the optimizer's state as it will be after the first step."""
+    """Of a checkpoint: the network, its averages, and the optimizer's state as it will be after the first step."""
     learner = job.learner
-    average = learner.ema.module
-    size = _bytes(learner.model) + (_bytes(average) if average is not None else 0)
+    # The mean of the last epochs is not there yet.
+    networks = 1 + (learner.ema.module is not None) + (not isinstance(job.swa, NoWeightMean))
+    size = networks * _bytes(learner.model)
     trained = sum(p.numel() * p.element_size() for p in learner.model.parameters() if p.requires_grad)
     return size + round(trained * _state_per_weight(opt))
 

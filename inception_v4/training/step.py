@@ -22,6 +22,7 @@ from inception_v4.data.mixing import MixAndErase
 from inception_v4.data.normalise import Normalise
 from inception_v4.training.optim import Ema, NoEma, clip_gradients, set_learning_rate
 from inception_v4.training.schedule import Course, LearningRate
+from inception_v4.training.teacher import NoTeacher, Teacher
 
 
 class DivergedError(RuntimeError):
@@ -43,6 +44,7 @@ class Learner:
     precision: Precision
     course: Course
     ema: Ema | NoEma = field(default_factory=NoEma)
+    teacher: Teacher | NoTeacher = field(default_factory=NoTeacher)
     clip_grad: float | None = None
     seed: int = 0
     rank: int = 0
@@ -82,6 +84,27 @@ def make_criterion(
         return F.binary_cross_entropy_with_logits(logits, smoothed, weight=class_weights)
 
     return binary
+
+
+JENSEN_SHANNON = 12
+"""Weight of the divergence beside the cross-entropy: AugMix's, timm's and MindCV's."""
+
+
+def split_criterion(clean: Callable[[Tensor, Tensor], Tensor], splits: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Loss of a batch of `splits` parts of the same pictures, logits [splits x B, K] and targets [splits x B].
+
+    `clean` of the first part, and 12 times the Jensen-Shannon divergence of all parts' probabilities (Hendrycks et
+    al. 2020, "AugMix"; timm's JsdCrossEntropy). Both are means over pictures.
+    """
+
+    def criterion(logits: Tensor, targets: Tensor) -> Tensor:
+        parts = logits.chunk(splits)
+        probabilities = logits.softmax(1).chunk(splits)
+        mixture = torch.stack(probabilities).mean(0).clamp(1e-7, 1).log()
+        divergences = [F.kl_div(mixture, part, reduction="batchmean") for part in probabilities]
+        return clean(parts[0], targets[: len(parts[0])]) + JENSEN_SHANNON * torch.stack(divergences).mean()
+
+    return criterion
 
 
 def mix_seeds(*parts: int) -> int:
@@ -129,7 +152,8 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
             inputs, targets = learner.mix(learner.normalise(batch.images), batch, seed)
             with learner.precision.autocast():
                 logits = learner.compute(inputs)
-            loss = learner.criterion(logits.float(), targets) * (len(batch.labels) / images)
+            loss = learner.criterion(logits.float(), targets)
+            loss = learner.teacher.guide(loss, logits.float(), inputs, learner.precision) * (len(batch.labels) / images)
             learner.scaler.scale(loss).backward()
         total += loss.detach()
     learner.scaler.unscale_(learner.optimizer)

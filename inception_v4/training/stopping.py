@@ -10,6 +10,9 @@ from typing import Any
 
 from inception_v4.settings.schema import Schedule
 
+FIGURES = {"f1": "macro_f1"}
+"""What a record calls a figure that `monitor` has a shorter word for."""
+
 
 @dataclass
 class EarlyEnd:
@@ -34,7 +37,7 @@ class EarlyEnd:
 
     @classmethod
     def of(cls, schedule: Schedule) -> EarlyEnd:
-        return cls(schedule.monitor, schedule.patience, schedule.max_time)
+        return cls(FIGURES.get(schedule.monitor, schedule.monitor), schedule.patience, schedule.max_time)
 
     def score(self, record: Mapping[str, Any]) -> float:
         """A number that is higher for better weights; of no validation, or of a figure that is no number, the least."""

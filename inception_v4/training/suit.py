@@ -21,12 +21,13 @@ def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
     """
     accelerator = select(config.run.device)
     given = {name: value for name, value in given.items() if (name, value) != ("amp", "auto")}
-    source = open_source(config.data, "train", world=World(), seed=config.run.seed)
+    several = config.training.loss == "bce"
+    source = open_source(config.data, "train", world=World(), seed=config.run.seed, several=several)
     if "val_fraction" not in given:
         # First what is held out, then the rest: the training pictures are counted as the run will have them.
         data = config.data.model_copy(update={"val_fraction": held_out(len(source))})
         config = config.model_copy(update={"data": data})
-        source = open_source(data, "train", world=World(), seed=config.run.seed)
+        source = open_source(data, "train", world=World(), seed=config.run.seed, several=several)
     started_from = bool(config.network.pretrained or config.network.ckpt_path)
     # There is no process group yet, but torchrun has said how many will train together.
     processes, amp = World.from_environment().size, choose_amp(accelerator, "auto")[0]

@@ -1,9 +1,10 @@
-"""Images per second of a training loop."""
+"""Images per second of a training loop, and how much of its time goes by waiting for data."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class Throughput:
@@ -17,15 +18,31 @@ class Throughput:
         self._clock, self._warmup = clock, warmup
         self.images, self.seconds, self.calls = 0, 0.0, 0
         self._since: float | None = None
+        self._waited, self._lap = 0.0, 0.0  # since the last `data_wait`
 
     def update(self, images: int) -> None:
         """Count a finished step of `images` images."""
         now = self._clock()
         self.calls += 1
+        if self._since is not None:
+            self._lap += now - self._since
         if self._since is not None and self.calls > self._warmup:
             self.images += images
             self.seconds += now - self._since
         self._since = now
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time of the block is one of waiting for data."""
+        began = self._clock()
+        yield
+        self._waited += self._clock() - began
+
+    def data_wait(self) -> float:
+        """Share of the steps' time since the last call, from 0 to 1, that was one of waiting for data."""
+        share = min(1.0, self._waited / self._lap) if self._lap > 0 else 0.0
+        self._waited, self._lap = 0.0, 0.0
+        return share
 
     def pause(self) -> None:
         """The time until the next `resume` does not count."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -16,14 +16,17 @@ from inception_v4.data.class_weights import counts_line
 from inception_v4.data.loader import TrainLoader
 from inception_v4.data.mixing import MixAndErase
 from inception_v4.data.normalise import Normalise
+from inception_v4.data.sizes import ImageSizes
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World, session
 from inception_v4.inference.data_record import KEY, record
 from inception_v4.settings.schema import Config
 from inception_v4.storage.lock import FolderLock
+from inception_v4.training.features import CachedFeatures, NoFeatures, check_cacheable
 from inception_v4.training.folder import earlier_state, run_folder
 from inception_v4.training.freezing import freeze_layers
 from inception_v4.training.job import Job, require_steps, restore
+from inception_v4.training.label_kind import with_monitor
 from inception_v4.training.loop import Loop, NoProfiler
 from inception_v4.training.optim import average_of, build_optimizer
 from inception_v4.training.parts import (
@@ -38,10 +41,12 @@ from inception_v4.training.parts import (
 )
 from inception_v4.training.provenance import describe_start, record_start
 from inception_v4.training.room import require_room_for_run
-from inception_v4.training.runlog import RunLog
+from inception_v4.training.runlog import RunLog, require_tracker, trackers_for
 from inception_v4.training.schedule import Course, LearningRate
-from inception_v4.training.step import Learner, make_criterion
+from inception_v4.training.step import Learner, make_criterion, split_criterion
 from inception_v4.training.stopping import EarlyEnd
+from inception_v4.training.swa import weight_mean
+from inception_v4.training.teacher import open_teacher
 from inception_v4.training.watchdog import watching
 from inception_v4.weights import WeightsInfo
 
@@ -80,15 +85,32 @@ def train(config: Config) -> dict[str, Any]:
 
 
 def prepare(config: Config, accelerator: Accelerator, world: World, lock: FolderLock) -> Loop:
-    """Every part of a run, from its own section of the settings; the state of an earlier run when resuming.
+    """Every part of a run, and its directory and log.
 
     Args:
         lock: makes the main process the only writer of the run directory; the caller lets go of it.
     """
+    loop, config, lines = assemble(config, accelerator, world, lock)
+    _begin(loop, config, lines)
+    return loop
+
+
+Assembled = tuple[Loop, Config, list[str]]
+"""A run, its settings with all choices made, and what there is to say about it, in lines for people."""
+
+
+def assemble(config: Config, accelerator: Accelerator, world: World, lock: FolderLock) -> Assembled:
+    """Every part of a run, from its own section of the settings; the state of an earlier run when resuming.
+
+    Nothing is written.
+    """
     config, remarks = with_precision(config, accelerator)
+    check_cacheable(config)
     run, opt, training = config.run, config.optimizer, config.training
-    source = open_source(config.data, "train", world=world, seed=run.seed)
-    held_out = open_source(config.data, "val", world=world, seed=run.seed)
+    world.on_main(lambda: require_tracker(run.logger))
+    opened = partial(open_source, config.data, world=world, seed=run.seed, several=training.loss == "bce")
+    source, held_out = opened("train"), opened("val")
+    config, lines = with_monitor(config, source)
     classes = head_size(config.data, source)
     folder = run_folder(run, world, lock)
     state = earlier_state(folder, world)
@@ -96,49 +118,52 @@ def prepare(config: Config, accelerator: Accelerator, world: World, lock: Folder
     start = start_network(config.network, classes, seed=run.seed, state=state, usual=usual, given=given)
     augmentation = config.augmentation.prepared_like(start.preprocessing)
     config = config.model_copy(update={"augmentation": augmentation})
-    loader = TrainLoader(
-        source, config.data, augmentation, world=world, seed=run.seed, pin_memory=accelerator.pin_memory
-    )
+    loader = _loader(config, source, accelerator, world)
     normalise = Normalise(augmentation, accelerator.memory_format(training.channels_last))
-    course = Course(
-        loader.samples, loader.global_batch, opt.accum_steps, config.data.drop_last,
-        epochs=config.schedule.epochs, max_steps=config.schedule.max_steps, epoch=config.schedule.start_epoch,
-    )  # fmt: skip
+    course = _course(config, loader)
     network = place(start.model, training, accelerator, world)
     callable_of = partial(callable_form, training=training, accelerator=accelerator, world=world)
     layers = freeze_layers(network, opt, callable_of)
-    amp_dtype = accelerator.amp_dtype(training.amp)
-    lr = opt.peak_lr(loader.global_batch)
-    weights = weights_of_classes(training.class_weights, source, classes, accelerator.device)
+    lr, amp_dtype = opt.peak_lr(loader.global_batch), accelerator.amp_dtype(training.amp)
+    precision, info = Precision(accelerator, amp_dtype), _info(config, source, classes)
     learner = Learner(
         model=network,
         compute=callable_of(network),
         optimizer=build_optimizer(network, opt, lr, fused=vendor_optimizer(opt, training, accelerator)),
         scaler=accelerator.grad_scaler(amp_dtype, training.loss_scale, fused_optimizer=training.fused_optimizer),
         rate=LearningRate.from_settings(config.schedule, lr, course.per_epoch, base=opt.lr),
-        criterion=make_criterion(training.loss, training.label_smoothing, weights),
+        criterion=_criterion(config, source, classes=classes, device=accelerator.device),
         normalise=normalise,
         mix=MixAndErase(augmentation, num_classes=classes),
-        precision=Precision(accelerator, amp_dtype),
+        precision=precision,
         course=course,
         ema=average_of(network, opt),
+        teacher=open_teacher(training, info, precision, world=world, layout=normalise.memory_format),
         clip_grad=opt.clip_grad,
         seed=run.seed,
         rank=world.rank,
     )
-    job = Job(learner, _info(config, source, classes))
+    job = Job(learner, info, swa=weight_mean(opt.swa_epochs, config.schedule))
     if state is not None:
         restore(job, state)
     require_steps(job)
-    check_batches(course.tails(), config.data, image_size=augmentation.image_size, training=training, world=world)
+    check_batches(course.tails(), config.data, image_size=loader.sizes(course.epoch), training=training, world=world)
+    of_validation = Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp))
     validator = build_validator(
-        held_out, config.data, augmentation=augmentation, normalise=normalise, world=world,
-        precision=Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp)),
+        held_out, config.data, augmentation=augmentation, normalise=normalise, world=world, precision=of_validation
+    )
+    features = CachedFeatures(config, source, world, callable_of) if training.cache_features else NoFeatures()
+    loop = Loop(job, run, world, loader, validator, folder, layers, features, end=EarlyEnd.of(config.schedule))
+    said = [*_introduction(loop, config, source, held_out), *lines, *remarks, *start.messages, *_remarks(loop, config)]
+    return loop, config, said
+
+
+def _loader(config: Config, source: Source, accelerator: Accelerator, world: World) -> TrainLoader:
+    augmentation = config.augmentation
+    return TrainLoader(
+        source, config.data, augmentation, world=world, seed=config.run.seed, pin_memory=accelerator.pin_memory,
+        sizes=ImageSizes.of(augmentation, config.schedule.epochs),
     )  # fmt: skip
-    loop = Loop(job, run, world, loader, validator, folder, layers, end=EarlyEnd.of(config.schedule))
-    introduction = [*_introduction(loop, config, source, held_out), *remarks, *start.messages]
-    _begin(loop, config, [*introduction, *_remarks(loop, config)])
-    return loop
 
 
 def with_precision(config: Config, accelerator: Accelerator) -> tuple[Config, list[str]]:
@@ -154,6 +179,22 @@ def with_precision(config: Config, accelerator: Accelerator) -> tuple[Config, li
     return config.model_copy(update={"training": chosen}), [line] if reason else []
 
 
+def _criterion(config: Config, source: Source, *, classes: int, device: Any) -> Callable[[Any, Any], Any]:
+    """The loss of a batch, whole or in parts."""
+    training, splits = config.training, config.augmentation.aug_splits
+    weights = weights_of_classes(training.class_weights, source, classes, device)
+    criterion = make_criterion(training.loss, training.label_smoothing, weights)
+    return split_criterion(criterion, splits) if splits else criterion
+
+
+def _course(config: Config, loader: TrainLoader) -> Course:
+    plan = config.schedule
+    return Course(
+        loader.samples, loader.global_batch, config.optimizer.accum_steps, config.data.drop_last,
+        epochs=plan.epochs, max_steps=plan.max_steps, epoch=plan.start_epoch,
+    )  # fmt: skip
+
+
 def _info(config: Config, source: Source, classes: int) -> WeightsInfo:
     """How the run's weights are used, and where they come from."""
     names, run = tuple(source.class_names), config.run
@@ -164,6 +205,7 @@ def _info(config: Config, source: Source, classes: int) -> WeightsInfo:
         in_channels=config.network.in_channels,
         bn_eps=config.network.bn_eps,
         class_order=config.data.class_order,
+        multi_label=source.label_sets is not None,
         source=f"inception-v4 {run.recipe}",
         extra={"recipe": run.recipe, KEY: record(config.data, run.seed)},
     )
@@ -175,6 +217,8 @@ def _begin(loop: Loop, config: Config, lines: list[str]) -> None:
         loop.job.learner.precision.accelerator, loop.world, seed=config.run.seed, step=loop.job.learner.step,
         deterministic=config.training.deterministic,
     )  # fmt: skip
+    if loop.job.learner.teacher.record:
+        start["teacher"] = loop.job.learner.teacher.record
 
     def begin() -> None:
         if config.run.on_disk_full == "stop":
@@ -184,6 +228,7 @@ def _begin(loop: Loop, config: Config, lines: list[str]) -> None:
         loop.log = RunLog(
             loop.folder.path, total_steps=loop.job.learner.course.total, tensorboard=config.run.tensorboard,
             resumed_at=loop.job.learner.step, lossy=config.run.on_disk_full == "continue",
+            trackers=trackers_for(config, loop.folder.path),
         )  # fmt: skip
 
     loop.world.on_main(begin)
@@ -196,7 +241,7 @@ def _introduction(loop: Loop, config: Config, source: Source, held_out: Source) 
     learner, course, amp = loop.job.learner, loop.job.learner.course, config.training.amp
     return [
         f"{config.run.recipe}: {len(source)} training and {len(held_out)} validation pictures, "
-        f"{len(source.class_names)} classes, {config.augmentation.image_size} px",
+        f"{len(source.class_names)} classes, {loop.loader.sizes}",
         f"{learner.precision.accelerator.describe()} x {loop.world.size}, {AMP_WORDS[amp]}, "
         f"{course.batch * course.accum_steps} images per step, {course.per_epoch} steps per epoch, "
         f"{config.optimizer.opt} lr {learner.rate.lr:g}, {config.schedule.epochs} epochs -> {loop.folder.path}",
@@ -207,10 +252,16 @@ def _introduction(loop: Loop, config: Config, source: Source, held_out: Source) 
 
 def _remarks(loop: Loop, config: Config) -> list[str]:
     """What may surprise."""
-    learner, network, lines = loop.job.learner, config.network, []
+    learner, network, training, lines = loop.job.learner, config.network, config.training, []
     steps = learner.course.total
-    if config.training.compile:
-        lines.append(learner.precision.accelerator.compile_notice("compile: the first step"))
+    if taught := learner.teacher.record:
+        lines.append(
+            f"teacher {taught['name']} ({taught['weights']}, SHA-256 {taught['sha256'][:12]}): "
+            f"{training.distill_alpha:g} of the loss, temperature {training.distill_t:g}"
+        )
+    if training.compile:
+        what = "compile: the first step" + (" at each image size" if len(loop.loader.sizes.rungs) > 1 else "")
+        lines.append(learner.precision.accelerator.compile_notice(what))
     if loop.folder.resume and learner.step:
         again = "" if config.run.resume else ": torchrun started the run again"
         lines.append(f"resumed at step {learner.step} of {steps}{again}")

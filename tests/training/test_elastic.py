@@ -7,18 +7,17 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch.distributed as dist
-from running import TINY, as_flags, differing, environment, final_state
+from elastic import SETTINGS, assert_same_end, torchrun
+from running import TINY
+from temporary import NewFolder
 
 from inception_v4.distributed import World, _meet
 from inception_v4.settings.recipes import build_config
@@ -28,85 +27,13 @@ from inception_v4.training.folder import run_folder
 from inception_v4.training.launch import Launch
 from inception_v4.training.watchdog import Watchdog
 
-SETTINGS: dict[str, Any] = TINY | {
-    "shapes_train": 40, "epochs": 1, "ckpt_steps": 1, "keep_checkpoint_max": 3, "drop_rate": 0.3, "ema": True,
-    "lr": 0.001, "bn_momentum": 0.9,
-}  # fmt: skip
-"""Five steps by two processes, with a checkpoint after each."""
-STATE = ("model", "ema", "optimizer", "step", "best", "ema_updates", "position")
-
-
-class Torchrun:
-    """A run of two processes, the lines that it says, and its processes by rank."""
-
-    def __init__(self, cwd: Path, *options: str, settings: dict[str, Any], processes: int = 2) -> None:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        words = [*start, *options, "-m", "inception_v4", "train", *as_flags(settings)]
-        self.said: list[str] = []
-        cwd.mkdir(exist_ok=True)
-        self.process = subprocess.Popen(
-            words, cwd=cwd, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-
-    def until(self, pattern: str) -> str:
-        """Read to the first line that matches."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said.append(line)
-            if re.search(pattern, line):
-                return line
-        raise AssertionError(f"ended without {pattern!r}:\n{''.join(self.said)}")
-
-    def end(self, expect: int) -> str:
-        """Everything that was said, after the end."""
-        assert self.process.stderr is not None
-        self.said += self.process.stderr.readlines()
-        assert self.process.wait(timeout=120) == expect, "".join(self.said)
-        return "".join(self.said)
-
-    def workers(self) -> dict[int, int]:
-        """Process numbers by rank."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                variables = dict(v.split("=", 1) for v in (folder / "environ").read_text().split("\0") if "=" in v)
-            except (OSError, ValueError, IndexError):
-                continue  # it has ended meanwhile, or is not ours to look at
-            if parent == self.process.pid and "RANK" in variables:
-                found[int(variables["RANK"])] = int(folder.name)
-        return found
-
-
-@contextmanager
-def torchrun(cwd: Path, *options: str, settings: dict[str, Any]) -> Iterator[Torchrun]:
-    started = Torchrun(cwd, *options, settings=settings)
-    try:
-        yield started
-    finally:
-        workers = started.workers()
-        started.process.kill()
-        for pid in workers.values():
-            os.kill(pid, signal.SIGKILL)
-        started.process.wait()
-        assert started.process.stderr is not None
-        started.process.stderr.close()
-
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
+def undisturbed(module_folder: NewFolder) -> Path:
+    folder = module_folder("undisturbed")
     with torchrun(folder, settings=SETTINGS) as run:
         run.end(0)
     return next((folder / "runs").iterdir())
-
-
-def assert_same_end(undisturbed: Path, folder: Path) -> None:
-    (run,) = (folder / "runs").iterdir()
-    whole, resumed = final_state(undisturbed), final_state(run)
-    assert differing({n: whole[n] for n in STATE}, {n: resumed[n] for n in STATE}) == []
-    assert (run / "last.safetensors").read_bytes() == (undisturbed / "last.safetensors").read_bytes()
-    assert not list(run.rglob("*.tmp"))
 
 
 @pytest.mark.slow
@@ -118,35 +45,8 @@ def test_a_killed_process_is_started_again_and_goes_on_untold(undisturbed: Path,
         os.kill(run.workers()[rank], signal.SIGKILL)
         said = run.end(0)
     assert re.search(r"resumed at step [1-4] of 5: torchrun started the run again", said), said
-    assert_same_end(undisturbed, tmp_path)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(1200)
-def test_many_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
-    """Of a random process each, in the midst of starting, computing or writing. KILLS says how many, by default 4."""
-    kills, rng = int(os.environ.get("KILLS", "4")), random.Random(time.time_ns())
-    settings = SETTINGS | {"shapes_train": 8 * (2 * kills + 4)}
-    with torchrun(tmp_path / "whole", settings=settings) as run:
-        run.end(0)
-    with torchrun(tmp_path / "killed", f"--max-restarts={kills}", settings=settings) as run:
-        for number in range(kills):
-            if number % 3 < 2:
-                run.until(r" step \d+/")  # of two kills in three: soon after a step, while its checkpoint is written
-                time.sleep(rng.uniform(0, 1.5))
-            else:
-                time.sleep(rng.uniform(0, 12))
-            workers: dict[int, int] = {}
-            while len(workers) < 2:
-                assert run.process.poll() is None, f"over after {number} kills"
-                time.sleep(0.05)
-                workers = run.workers()
-            os.kill(rng.choice(list(workers.values())), signal.SIGKILL)
-            time.sleep(1)
-        said = run.end(0)
-    assert said.count("torchrun started the run again") >= kills // 3
-    (whole,) = (tmp_path / "whole" / "runs").iterdir()
-    assert_same_end(whole, tmp_path / "killed")
+    (only,) = (tmp_path / "runs").iterdir()
+    assert_same_end(undisturbed, only)
 
 
 @pytest.mark.slow

@@ -8,14 +8,17 @@ import pytest
 import torch
 from photos import class_folders
 from running import TINY, tiny
+from temporary import NewFolder
 
 from inception_v4.accelerator import select
 from inception_v4.distributed import World
 from inception_v4.network.model import InceptionV4
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, INCEPTION_MEAN, Preprocessing
 from inception_v4.settings.recipes import build_config, load_config
+from inception_v4.settings.schema import Network
 from inception_v4.storage.lock import FolderLock
 from inception_v4.training.loop import Loop
+from inception_v4.training.parts import Start, start_network
 from inception_v4.training.suit import suit_data
 from inception_v4.training.train import prepare, train
 from inception_v4.weights import Weights, WeightsInfo, read_weights, save_weights
@@ -28,9 +31,9 @@ OWN = Preprocessing(
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(module_folder: NewFolder) -> Path:
     """One network in files of several layouts, those of others without a word about themselves."""
-    folder = tmp_path_factory.mktemp("weights")
+    folder = module_folder("weights")
     torch.manual_seed(0)
     model = InceptionV4(3)
     save_weights(model, folder / "ours.safetensors", WeightsInfo(3, preprocessing=OWN))
@@ -46,6 +49,24 @@ def prepared(folder: Path, capsys: pytest.CaptureFixture[str], **changes: object
         loop = prepare(tiny(folder, init="torch", **changes), select("cpu"), World(), lock)
         loop.log.close()
     return loop, [line for line in capsys.readouterr().err.splitlines() if "prepared" in line]
+
+
+@torch.inference_mode()
+def test_weights_keep_their_function_where_a_recipe_has_another_epsilon(live_file: str) -> None:
+    def start(epsilon: float) -> Start:
+        network = Network(ckpt_path=live_file, bn_eps=epsilon, init="torch")
+        return start_network(network, 2, seed=1, state=None, usual=Preprocessing(), given={})
+
+    usual, other = start(1e-3), start(1e-5)
+    assert any("from epsilon 0.001 to 1e-05" in line for line in other.messages)
+    assert not any("epsilon" in line for line in usual.messages)
+    pictures = torch.randn(2, 3, 75, 75, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = usual.model.double().eval()(pictures)
+    torch.testing.assert_close(other.model.double().eval()(pictures), expected, rtol=1e-5, atol=1e-5)
+    for module in usual.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eps = 1e-5
+    assert (usual.model(pictures) - expected).abs().max() > 1e-4, "without the shift it is another function"
 
 
 @pytest.mark.parametrize("name", ["mindcv.ckpt", "modelzoo.ckpt"])
@@ -97,6 +118,7 @@ def test_settings_chosen_for_the_data_and_smoke_count_as_nothing_given(weights: 
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_as_it_began_without_its_first_weights(weights: Path, tmp_path: Path, capsys) -> None:
     first = tmp_path / "first.safetensors"
     first.write_bytes((weights / "ours.safetensors").read_bytes())

@@ -13,6 +13,7 @@ import timm
 import torch
 from live import enliven
 from running import TINY, as_flags, differing, final_state, run_script, tiny
+from temporary import NewFolder
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
@@ -70,7 +71,7 @@ def test_thawing_nothing_and_thawing_under_a_fused_optimizer_are_refused() -> No
         build_config({"freeze": 3, "unfreeze_at": 3, "fused_optimizer": True})
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_frozen_blocks_keep_weights_and_statistics_and_nothing_for_the_backward_pass(checkpointing: bool) -> None:
     model = enliven(InceptionV4(3, drop_rate=0.0)).train()
     assert isinstance(model, InceptionV4)
@@ -144,8 +145,8 @@ SHORT = {"shapes_train": 8, "shapes_val": 4, "keep_checkpoint_max": 9, "ckpt_ste
 
 
 @pytest.fixture(scope="module")
-def thawed_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("thawed") / "run"
+def thawed_run(module_folder: NewFolder) -> Path:
+    folder = module_folder("thawed") / "run"
     train(tiny(folder, **SHORT))
     return folder
 
@@ -154,6 +155,7 @@ def at_step(folder: Path, step: int) -> dict[str, Any]:
     return torch.load(folder / "checkpoints" / f"step-{step:08d}.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_a_run_freezes_until_an_epoch_and_its_average_follows(thawed_run: Path) -> None:
     first, second, third = (at_step(thawed_run, step) for step in (1, 2, 3))
     for key in ("model", "ema"):
@@ -199,6 +201,7 @@ def cost(step: Callable[[], object]) -> float:
     return min(seconds)
 
 
+@pytest.mark.slow
 def test_a_step_with_a_frozen_backbone_takes_less_than_half_the_time() -> None:
     torch.set_num_threads(1)  # threads that wait would count
     model = InceptionV4(3).to(memory_format=torch.channels_last).train()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -10,7 +11,14 @@ import torch
 from torch import nn
 
 from inception_v4.settings.schema import Optimizer
-from inception_v4.training.optim import Ema, RMSpropTF, build_optimizer, clip_gradients, set_learning_rate
+from inception_v4.training.optim import (
+    Ema,
+    RMSpropTF,
+    build_optimizer,
+    clip_gradients,
+    restore_optimizer,
+    set_learning_rate,
+)
 
 
 def small_net(seed: int = 0) -> nn.Module:
@@ -128,6 +136,22 @@ def test_without_numbers_every_optimizer_has_its_own() -> None:
 def test_what_no_optimizer_here_can_run_is_one_clear_error() -> None:
     with pytest.raises(ValueError, match=r"opt bnbadam: .*choose another opt"):
         build_optimizer(small_net(), Optimizer(opt="bnbadam"), 0.1)
+
+
+def test_a_state_from_a_cpu_goes_on_where_a_step_is_not_fused() -> None:
+    ours, theirs = small_net(), small_net()
+    fused = build_optimizer(ours, Optimizer(opt="adamw"), 0.01)
+    run_steps(ours, fused, RATES)
+    theirs.load_state_dict(ours.state_dict())
+    plain = torch.optim.AdamW([{"params": list(theirs.parameters()), "param_names": []}], 0.01, fused=None)
+    assert fused.param_groups[0]["fused"] is True and plain.param_groups[0]["fused"] is None
+    restore_optimizer(plain, copy.deepcopy(fused.state_dict()))
+    assert plain.param_groups[0]["fused"] is None and plain.param_groups[0]["lr"] == RATES[-1]
+    for a, b in zip(run_steps(ours, fused, RATES), run_steps(theirs, plain, RATES), strict=True):
+        assert torch.allclose(a, b, rtol=1e-9)
+    restored = build_optimizer(theirs, Optimizer(opt="adamw"), 0.01)
+    restore_optimizer(restored, plain.state_dict())
+    assert restored.param_groups[0]["fused"] is True
 
 
 def test_unknown_optimizer_names_the_nearest() -> None:

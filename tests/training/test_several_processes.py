@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from running import TINY, as_flags, differing, final_state, run_script
+from temporary import NewFolder
 
 from inception_v4.accelerator import select
 from inception_v4.accelerator.precision import Precision
@@ -32,9 +33,9 @@ SETTINGS: dict[str, Any] = TINY | {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(module_folder: NewFolder) -> Path:
     """16 training and 8 validation pictures of two kinds, of which 4 and 1 cannot be read."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = module_folder("pictures")
     for split, count, damaged in (("train", 16, (0, 1, 6, 11)), ("val", 8, (5,))):
         for number in range(count):
             kind = KINDS[number % 2]
@@ -53,9 +54,9 @@ def train_in_two(pictures: Path, machines: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def run_of_two(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_of_two(pictures: Path, module_folder: NewFolder) -> Path:
     """The main process's directory of a finished run."""
-    machines = tmp_path_factory.mktemp("machines")
+    machines = module_folder("machines")
     said = train_in_two(pictures, machines)
     assert "5 unreadable pictures were skipped" in said, "those of the other process too"
     assert list((machines / "node1").iterdir()) == [], "one process writes"
@@ -95,6 +96,7 @@ def figures_of(weights: Path) -> dict[str, Any]:
     return result.record()
 
 
+@pytest.mark.slow
 def test_they_go_on_from_the_newest_step_that_both_can_read(run_of_two: Path, pictures: Path, tmp_path: Path) -> None:
     """Process 1 reads the newer of two checkpoints as damaged; the end is that of a run that was never stopped."""
     for node in ("node0", "node1"):
@@ -118,6 +120,7 @@ def write(folder: Path, steps: dict[int, float]) -> None:
         save_checkpoint(folder, step, {"step": step, "w": torch.full((9,), value)}, keep=9)
 
 
+@pytest.mark.slow
 def test_processes_agree_on_a_checkpoint_or_say_what_each_found(tmp_path: Path) -> None:
     """By case: the checkpoints (step: content) of processes 0 and 1."""
     cases: dict[str, tuple[dict[int, float], dict[int, float]]] = {

@@ -15,6 +15,7 @@ from running import differing, final_state, tiny
 from inception_v4.accelerator import select
 from inception_v4.distributed import World
 from inception_v4.settings.recipes import ConfigError, build_config
+from inception_v4.settings.schema import Schedule
 from inception_v4.storage.lock import FolderLock
 from inception_v4.training.range_test import find_rate, propose, smooth
 from inception_v4.training.stopping import EarlyEnd
@@ -41,8 +42,10 @@ def test_a_lower_loss_and_a_higher_accuracy_are_better() -> None:
     assert EarlyEnd("loss").score(better) > EarlyEnd("loss").score(worse)
     assert EarlyEnd("top1").score(better) < EarlyEnd("top1").score(worse)
     assert EarlyEnd("loss").score({"loss": math.nan}) == EarlyEnd("loss").score({}) == -math.inf
+    assert EarlyEnd.of(Schedule(monitor="f1")).score({"macro_f1": 30.0, "top1": 90.0}) == 30.0
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run_that_no_longer_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All weights and statistics are frozen but for the classifier's, which a rate of 1e-30 does not move."""
     still = {**SMALL, "shapes_train": 4, "freeze": "backbone", "lr": 1e-30, "epochs": 4, "drop_rate": 0.0}
@@ -80,6 +83,7 @@ def test_the_best_weights_are_those_of_the_monitored_figure(tmp_path: Path) -> N
         """Figures of a validation, as they come."""
 
         skipped: tuple[str, ...] = ()
+        several: None = None
 
         def __init__(self) -> None:
             self.top1, self.loss = next(figures)
@@ -111,6 +115,7 @@ def test_the_steepest_fall_is_proposed_and_no_fall_is_an_error() -> None:
     assert smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0] * 3) and len(smooth([1.0, math.nan, 1.0])) == 1
 
 
+@pytest.mark.slow
 def test_a_range_test_leaves_a_curve_and_the_runs_directory_free(tmp_path: Path) -> None:
     run = tiny(tmp_path / "run", **SMALL, freeze="backbone", lr_base_batch=32, start_epoch=1, drop_rate=0.0)
     result = find_rate(run, 40)

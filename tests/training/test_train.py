@@ -76,6 +76,7 @@ def test_resuming_gives_the_same_bits_with_other_workers(finished_run: Path, tmp
     assert states_differ(finished_run, folder) == []
 
 
+@pytest.mark.slow
 def test_an_earlier_versions_checkpoint_goes_on_and_says_what_differs(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +93,7 @@ def test_seeds_differ_with_every_number_and_their_order() -> None:
     assert len(seeds) == 7**3 and all(0 <= seed < 2**63 for seed in seeds)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(finished_run: Path, tmp_path: Path) -> None:
     """The comparison above can fail."""
     folder = tmp_path / "resumed"
@@ -144,6 +146,7 @@ def test_sigterm_saves_and_exits_with_the_documented_code(tmp_path: Path) -> Non
     assert 2 <= final_state(tmp_path / "run")["step"] <= 5
 
 
+@pytest.mark.slow
 def test_a_validation_that_a_signal_ends_is_done_when_the_run_goes_on(finished_run: Path, tmp_path: Path) -> None:
     """The last one: the end is that of the run that was never stopped, best figures too."""
     folder = tmp_path / "run"
@@ -171,6 +174,7 @@ def test_a_validation_that_a_signal_ends_is_done_when_the_run_goes_on(finished_r
     assert states_differ(finished_run, folder) == [] and final_state(folder)["unvalidated"] is None
 
 
+@pytest.mark.slow
 def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(tiny(folder, epochs=1))
@@ -180,6 +184,7 @@ def test_divergence_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert state["step"] == 6 and all(torch.isfinite(t.float()).all() for t in state["model"].values())
 
 
+@pytest.mark.slow
 def test_contradicting_resume_is_refused(finished_run: Path, tmp_path: Path) -> None:
     checkpoint = str(finished_run / "checkpoints" / "step-00000008.pt")
     with pytest.raises(CheckpointError, match="epochs have 24 samples, this run's 20"):
@@ -190,6 +195,7 @@ def test_contradicting_resume_is_refused(finished_run: Path, tmp_path: Path) -> 
         train(tiny(finished_run))
 
 
+@pytest.mark.slow
 def test_a_run_without_a_step_is_refused_and_a_finished_one_is_not(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"starts at step 6 .* ends at step 4 .*: raise epochs or max_steps"):
         train(tiny(tmp_path / "run", start_epoch=1, max_steps=4))
@@ -205,6 +211,7 @@ def test_a_run_without_a_step_is_refused_and_a_finished_one_is_not(finished_run:
     assert summary["steps"] == 12 and summary["best"]["top1"] == final_state(finished_run)["best"]["top1"]
 
 
+@pytest.mark.slow
 def test_profile_leaves_a_trace_of_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tiny(tmp_path / "run", epochs=1, shapes_train=20, profile=True))
     (trace,) = (tmp_path / "run" / "profile").glob("*.json")
@@ -215,6 +222,7 @@ def test_profile_leaves_a_trace_of_steps(tmp_path: Path, capsys: pytest.CaptureF
     assert "no profile: " in capsys.readouterr().err and not list((tmp_path / "short" / "profile").glob("*"))
 
 
+@pytest.mark.slow
 def test_compiling_is_announced_before_the_first_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,10 +231,11 @@ def test_compiling_is_announced_before_the_first_step(
     train(tiny(tmp_path / "run", compile=True, max_steps=1))
     said = capsys.readouterr().err.splitlines()
     (notice,) = (i for i, line in enumerate(said) if line.startswith("compile: the first step compiles the network"))
-    assert "this CPU, once: 3 to 4 minutes on two cores" in said[notice]
+    assert "3 to 4 minutes for training, on two cores" in said[notice]
     assert notice < next(i for i, line in enumerate(said) if "step 1/1" in line)
 
 
+@pytest.mark.slow
 def test_what_the_device_cannot_do_is_refused_and_leaves_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,9 @@
-"""Two machines: network namespaces with addresses of their own and a link; one of them dies and comes back."""
+"""Two machines: network namespaces with addresses of their own and a link. A machine dies, and the link is cut."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from elastic import assert_same_end, torchrun
 from running import TINY, as_flags, environment, final_state
+from temporary import NewFolder
 
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
 SETTINGS = TINY | {
@@ -65,7 +68,7 @@ class Node:
             "--nproc-per-node=1", "--max-restarts=5", "--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:29400",
             "--rdzv-id=job", f"--local-addr={ADDRESSES[number]}",
             f"--rdzv-conf=is_host={str(number == 0).lower()},keep_alive_interval=1,keep_alive_max_attempt=4,"
-            "last_call_timeout=3,join_timeout=120",
+            "last_call_timeout=3,join_timeout=120,read_timeout=300",
             "-m", "inception_v4", "train", *as_flags(SETTINGS),
         ]  # fmt: skip
         settings = environment() | {"GLOO_SOCKET_IFNAME": link_of(node), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -129,3 +132,66 @@ def test_a_node_is_lost_the_other_goes_on_and_it_comes_back(nodes: tuple[str, st
             back.kill()
     position = final_state(tmp_path / "run")["position"]
     assert final_state(tmp_path / "run")["step"] == 16 and position["samples"] == 320
+
+
+@pytest.fixture(scope="module")
+def undisturbed(module_folder: NewFolder) -> Path:
+    """The run of two processes that nothing happens to; on one machine the bits are the same."""
+    folder = module_folder("undisturbed")
+    with torchrun(folder, settings=SETTINGS) as run:
+        run.end(0)
+    return folder / "run"
+
+
+@contextmanager
+def link_down(node: str) -> Iterator[float]:
+    """For the time of the block no packet comes from or to a node; when that began."""
+    link = link_of(node)
+    ip("-n", node, "link", "set", link, "down")
+    try:
+        yield time.monotonic()
+    finally:
+        ip("-n", node, "link", "set", link, "up")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_link_that_is_cut_for_seconds_is_waited_for(
+    nodes: tuple[str, str], tmp_path: Path, undisturbed: Path
+) -> None:
+    """The connections outlast it: nobody is started again."""
+    with two(nodes, tmp_path, least=2) as (first, second):
+        first.until(" step 4/")
+        with link_down(nodes[1]):
+            time.sleep(2)  # what was under way is done
+            before = first.said().count(" step ")
+            time.sleep(6)
+            assert first.said().count(" step ") == before, "it goes on without the other node"
+        for node in (first, second):
+            assert node.process.wait(timeout=200) == 0, node.said()[-4000:]
+            assert "started the run again" not in node.said() and "missing" not in node.said()
+    assert_same_end(undisturbed, tmp_path / "run")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_link_that_stays_cut_is_an_error_on_both_sides_and_mended_by_itself(
+    nodes: tuple[str, str], tmp_path: Path, undisturbed: Path
+) -> None:
+    """Each side names who is missing within --hang-timeout; once the link is back the run goes on, to the same bits."""
+    limit = SETTINGS["hang_timeout"]
+    with two(nodes, tmp_path, least=2) as (first, second):
+        first.until(" step 4/")
+        with link_down(nodes[1]) as began:
+            for node in (first, second):
+                node.until(f"no progress for {limit} s (--hang-timeout)", timeout=limit + 20)
+            assert limit - 10 < time.monotonic() - began < limit + 15
+            time.sleep(5)
+        for node in (first, second):
+            assert node.process.wait(timeout=300) == 0, node.said()[-6000:]
+    (by_first,) = re.findall(r"error \(process 0\): no progress .*", first.said())
+    (by_second,) = re.findall(r"error \(process 1\): no progress .*", second.said())
+    assert re.search(r"process 1 \(\S+\) is missing: not a sign of life", by_first), by_first
+    assert "process 0 is missing: its store at" in by_second and ADDRESSES[0] in by_second, by_second
+    assert re.search(r"resumed at step \d+ of 16: torchrun started the run again", first.said())
+    assert_same_end(undisturbed, tmp_path / "run")

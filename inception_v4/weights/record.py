@@ -39,6 +39,8 @@ class WeightsInfo:
         bn_eps: BatchNorm epsilon that the statistics belong to.
         class_order: how the class folders were sorted to number them, `text` (1, 10, 2) or `natural` (1, 2, 10). It
             decides where no names do.
+        multi_label: whether a picture may have several classes: the sigmoid of an output is its class's probability.
+            Else the softmax of all of them is.
         source: where the numbers come from, for people.
         extra: anything else that JSON can hold (accuracy, recipe, epoch, ...).
     """
@@ -49,6 +51,7 @@ class WeightsInfo:
     in_channels: int = 3
     bn_eps: float = 1e-3
     class_order: str = "text"
+    multi_label: bool = False
     source: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -61,6 +64,8 @@ class WeightsInfo:
                 )
         if self.class_order not in ("text", "natural"):
             raise WeightsError(f"class_order {self.class_order!r} is not one of text, natural")
+        if not isinstance(self.multi_label, bool):
+            raise WeightsError(f"multi_label {self.multi_label!r} is not true or false")
 
     def replace(self, **changes: Any) -> WeightsInfo:
         """A copy with the given fields changed."""
@@ -70,7 +75,7 @@ class WeightsInfo:
         """For a classifier of `num_classes`; names survive only where their number still fits."""
         if num_classes == self.num_classes:
             return self
-        return replace(self, num_classes=num_classes, class_names=None)
+        return replace(self, num_classes=num_classes, class_names=None, multi_label=False)
 
     def with_channels(self, in_channels: int) -> WeightsInfo:
         """For `in_channels` input channels; mean and std are repeated, or averaged for a single channel."""
@@ -99,6 +104,7 @@ class WeightsInfo:
             "in_channels": self.in_channels,
             "bn_eps": self.bn_eps,
             "class_order": self.class_order,
+            **({"multi_label": True} if self.multi_label else {}),
             "source": self.source,
             "extra": self.extra,
         }
@@ -178,6 +184,11 @@ class Raw:
     info: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     extras: dict[str, str] = field(default_factory=dict)
+
+
+def probabilities_of(logits: Tensor, *, multi_label: bool) -> Tensor:
+    """Probabilities [B, K] of outputs [B, K]: of each class by itself, or of one among all."""
+    return logits.sigmoid() if multi_label else logits.softmax(1)
 
 
 def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import threading
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from inception_v4.files import sha256_of
+from inception_v4.files import parse_json, sha256_of
 from inception_v4.settings.addresses import is_address, redacted
 from inception_v4.storage.fetch import local_copy
 from inception_v4.weights.record import WeightsError
@@ -78,11 +77,13 @@ def locate(source: str | Path) -> Located:
 def local_weights(source: str) -> str:
     """`source` itself, or a local copy of the file or of a run directory's weights and settings behind an address.
 
-    Where a folder of a bucket holds one weights file, that is meant.
+    Where a folder of a bucket holds one weights file, that is meant. A file comes with what belongs to it.
     """
     if not is_address(source):
         return source
-    copy = Path(local_copy(source, wanted=lambda name: "/" not in name and name.endswith(_OF_A_RUN)))
+    name = source.rstrip("/").rpartition("/")[2]
+    beside = [f"{name}.json", *([f"{name.removesuffix('.xml')}.bin"] if name.endswith(".xml") else [])]
+    copy = Path(local_copy(source, wanted=lambda name: "/" not in name and name.endswith(_OF_A_RUN), beside=beside))
     held = [file for file in copy.iterdir() if file.suffix in WEIGHTS_SUFFIXES] if copy.is_dir() else []
     return str(held[0] if len(held) == 1 else copy)
 
@@ -144,8 +145,8 @@ def _read_beside(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
+        values = parse_json(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise WeightsError(f"{path} is not readable JSON ({error}): mend it or remove it") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path} holds a {type(values).__name__}, not the description of weights: remove it")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from live import enliven
 from running import TINY, as_flags, tiny
+from temporary import NewFolder
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
@@ -77,7 +78,7 @@ def test_weights_of_different_networks_have_no_mean(info: WeightsInfo, message: 
 def soup_of(values: dict[str, float], top1: Callable[[float], float]) -> tuple[tuple[str, ...], list[str]]:
     """Names in the soup of one-number networks whose accuracy is a function of the number, and what was said."""
     lines: list[str] = []
-    judge = lambda weights: SimpleNamespace(top1=top1(float(weights.state["w"])))  # noqa: E731
+    judge = lambda weights: SimpleNamespace(merit=("top-1", top1(float(weights.state["w"]))))  # noqa: E731
     soup = greedy_soup(list(values), lambda name: small(values[name]), judge, say=lines.append)
     return soup.names, lines
 
@@ -95,9 +96,9 @@ def test_a_greedy_soup_keeps_what_does_not_lower_top1() -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[dict[str, Tensor]]]:
+def pair(module_folder: NewFolder) -> tuple[list[Path], list[dict[str, Tensor]]]:
     """Two live networks in files of two programs, and their numbers."""
-    folder, model = tmp_path_factory.mktemp("pair"), InceptionV4(2, init="torch")
+    folder, model = module_folder("pair"), InceptionV4(2, init="torch")
     files, states = [folder / "a.safetensors", folder / "b.ckpt"], []
     for seed, (file, layout) in enumerate(zip(files, ("torch", "mindcv"), strict=True)):
         states.append({k: v.clone() for k, v in enliven(model, seed).state_dict().items()})

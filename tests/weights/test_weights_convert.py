@@ -26,9 +26,9 @@ INFO = WeightsInfo(class_names=tuple(f"class {i}" for i in range(1000)), preproc
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(module_folder):
     """`net.safetensors` with 1000 named classes, `cadene.pth` with 1001."""
-    path = tmp_path_factory.mktemp("convert")
+    path = module_folder("convert")
     save_weights(network(), path / "net.safetensors", INFO)
     torch.save(state(1001), path / "cadene.pth")
     return path
@@ -213,7 +213,13 @@ def test_optimizer_state_goes_to_mindspore(tmp_path, name, slots):
     assert read_weights(tmp_path / "a.ckpt").info.num_classes == 10
 
 
-@pytest.mark.parametrize(("name", "message"), [("rmsprop", "is another update"), ("adamw", "exp_avg.* no counterpart")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rmsprop", "is another update"),
+        pytest.param("adamw", "exp_avg.* no counterpart", marks=pytest.mark.slow),
+    ],
+)
 def test_optimizers_without_a_counterpart(tmp_path, name, message):
     model, optimizer = trained(name)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
@@ -244,7 +250,9 @@ print(time.process_time() - start, (memory("VmHWM") - before) * 1024)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures with Linux's /proc")
-@pytest.mark.parametrize("names", [("net.safetensors", "m.ckpt"), ("m.ckpt", "n.safetensors")])
+@pytest.mark.parametrize(
+    "names", [("net.safetensors", "m.ckpt"), pytest.param(("m.ckpt", "n.safetensors"), marks=pytest.mark.slow)]
+)
 def test_quick_and_lean(folder, names):
     """Beyond the start of the interpreter and torch: under 2 s of CPU time, under 2.5 times the file of memory."""
     command = [sys.executable, "-c", MEASURE, *(str(folder / name) for name in names)]

@@ -21,6 +21,7 @@ from weights_cases import equal, save, tiny_state
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import WeightsError, read_weights
 from inception_v4.weights.files.containers import sniff
+from inception_v4.weights.files.pickled import read_pickled
 
 
 class Bomb:
@@ -78,6 +79,39 @@ def test_unusable_files_say_what_they_are(tmp_path, kind):
 def test_pickles_without_a_state_dict(tmp_path, content):
     with pytest.raises(WeightsError, match=r"a\.pt holds .*save model\.state_dict\(\)"):
         read_weights(save(content, tmp_path / "a.pt"))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: torch.zeros(1).expand(1 << 40), r"a\.b shows 4 bytes as \[1099511627776\]"),
+        (lambda: torch.zeros(3).to_sparse(), r"a\.b is a sparse_coo tensor"),
+        (lambda: torch.zeros(3, device="meta"), r"a\.b is a meta tensor"),
+        (lambda: torch.nested.as_nested_tensor(torch.zeros(2, 3)), r"a\.b is a nested tensor|truncated or damaged"),
+        (lambda: torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8), r"a\.b is a quantized tensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_plain_numbers(tmp_path, make, said, zipped):
+    """A few bytes could stand for any number of weights."""
+    torch.save({"a.b": make()}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(WeightsError, match=said) as error:
+        read_weights(tmp_path / "a.pt")
+    assert "a.pt" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parts_of_a_larger_tensor_are_read(tmp_path):
+    whole = torch.arange(24.0).reshape(4, 6)
+    path = save({"a.b": whole[1:3], "a.c": whole.T, "a.d": whole.view(2, 12)}, tmp_path / "a.pt")
+    assert [tuple(tensor.shape) for tensor in read_pickled(path).state.values()] == [(2, 6), (6, 4), (2, 12)]
+
+
+def test_names_in_errors_stay_on_one_line(tmp_path):
+    path = save({"a\nb" + "c" * 9000: 1}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"\(it has a bc+\)") as error:
+        read_weights(path)
+    assert len(str(error.value)) < 400
 
 
 def test_other_networks_and_several_networks(tmp_path):
@@ -234,6 +268,7 @@ def ask(tmp_path: Path, endpoint: str, *sources: str, **settings: str) -> list:
     return pickle.loads(answers.read_bytes())
 
 
+@pytest.mark.slow
 def test_hugging_face_hub(tmp_path, hub):
     endpoint, asked = hub
     names = ("timm/inception_v4.tf_in1k", "pretrained", "hf-hub:someone/flowers@v1", "someone/nothing", "no/body")
@@ -273,6 +308,7 @@ def closed_port():
     return port
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silent_port", "closed_port"])
 def test_no_network_is_said_in_seconds_and_the_cache_still_serves(tmp_path, hub, kind, request):
     """Each question in less than ten seconds, which `ask` watches over, and without a library's lines of retries."""
@@ -287,6 +323,7 @@ def test_no_network_is_said_in_seconds_and_the_cache_still_serves(tmp_path, hub,
     assert equal(again[0], first[0]) and again[1] == first[1]
 
 
+@pytest.mark.slow
 def test_offline_the_hub_is_not_asked_and_half_a_cache_serves(tmp_path, hub):
     """timm leaves only the weights there, other programs only a pickle."""
     endpoint, asked = hub
@@ -301,6 +338,7 @@ def test_offline_the_hub_is_not_asked_and_half_a_cache_serves(tmp_path, hub):
     assert cached[1].preprocessing == Preprocessing()
 
 
+@pytest.mark.slow
 def test_equal_weights_are_equal_bytes_in_every_process(tmp_path: Path) -> None:
     """safetensors orders the metadata by a random number of the process."""
     code = (

@@ -21,11 +21,11 @@ from inception_v4.weights.loading import adapt_channels
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+def saved(module_folder):
     """The live network, as this package saves it."""
     names = tuple(f"class {i}" for i in range(1000))
     info = WeightsInfo(class_names=names, preprocessing=Preprocessing(mean=IMAGENET_MEAN), extra={"top1": 80.1})
-    return save_weights(network(), tmp_path_factory.mktemp("saved") / "net.safetensors", info)
+    return save_weights(network(), module_folder("saved") / "net.safetensors", info)
 
 
 def test_saved_file_comes_back_with_its_description(saved):

@@ -155,6 +155,8 @@ def test_other_writers_habits(tmp_path):
         (b"\x12\x00", "field 2 where a record should start"),
         (b"\x0a\x05\x0a\x03abc", "a record without a name or a tensor"),
         (record(b"a", b"\x08\x02\x12\x04Int8"), "a tensor without type or content"),
+        (record(b"a", b"\x08\x01" * 33 + b"\x12\x04Int8\x1a\x01\x05"), r"impossible dimensions \(33, "),
+        (record(b"a", b"\x08\x00\x08" + b"\xff" * 9 + b"\x01\x12\x04Int8\x1a\x00"), r"\[0, 18446744073709551615\]"),
         (record(b"a", b"\x08\x03\x12\x04Int8\x1a\x01\x05"), r"'a' has 1 bytes, Int8\[3\] needs 3: a part is missing"),
         (record(b"a", b"\x12\x04Int9\x1a\x01\x05"), "unknown type 'Int9'"),
         (record(b"a", b"\x12\x03str\x1a\x01\x05"), "text of 1 bytes"),

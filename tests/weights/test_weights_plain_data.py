@@ -73,7 +73,7 @@ def described(value: Any, path: Path, zipped: bool = True) -> str:
     return read_pickled(path).extras["value"]
 
 
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("zipped", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_plain_data_is_read(tmp_path: Path, zipped: bool) -> None:
     for name, (value, expected) in DATA.items():
         assert described(value, tmp_path / "a.pth", zipped) == expected, name
@@ -171,7 +171,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("zipped", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 def test_what_is_no_plain_data_is_refused_and_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool

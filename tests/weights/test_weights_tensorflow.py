@@ -265,6 +265,16 @@ LYING: dict[str, list[tuple[bytes, bytes]]] = {
         (b"", field(1, field(1, field(1, NAME) + field(3, 19)))),
         (b"a", field(2, field(1, NAME))),
     ],
+    "empty and huge": [
+        (b"", field(1, 1)),
+        (
+            NAME,
+            field(1, 1)
+            + field(2, field(2, field(1, 0)) + field(2, field(1, 1 << 62)))
+            + varint(6 << 3 | 5)
+            + masked_crc32c(b"").to_bytes(4, "little"),
+        ),
+    ],
     "numbers for messages": [(b"", field(1, 1)), (NAME, field(1, b"abc") + field(2, 1))],
 }
 

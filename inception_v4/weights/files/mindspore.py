@@ -37,7 +37,7 @@ def read_mindspore(path: Path) -> Raw:
     """The network's tensors of a `.ckpt`; optimizer state and counters are only listed."""
     try:
         file = msckpt.Checkpoint(path)
-        named = {name: to_tensor(file.read(name)) for name in file.records if _NETWORK.match(name)}
+        named = {name: to_tensor(_numbers(file, name)) for name in file.records if _NETWORK.match(name)}
     except msckpt.DamagedCheckpoint as error:
         raise WeightsError(f"{path} is {DAMAGED} ({error})") from error
     return split(named, (name for name in file.records if name not in named))
@@ -58,10 +58,15 @@ def _by_kind(names: Iterable[str]) -> dict[str, str]:
     return {kind: f"{count} entries" if kind.endswith(".*") else "training state" for kind, count in counts.items()}
 
 
-def to_tensor(value: msckpt.Value | str) -> Tensor:
-    """Shares memory with the array."""
+def _numbers(file: msckpt.Checkpoint, name: str) -> msckpt.Value:
+    value = file.read(name)
     if isinstance(value, str):
-        raise WeightsError(f"a text ({value[:20]!r}) where a tensor should be")
+        raise msckpt.DamagedCheckpoint(f"{name[:80]!r} is a text ({value[:20]!r}) where a tensor should be")
+    return value
+
+
+def to_tensor(value: msckpt.Value) -> Tensor:
+    """Shares memory with the array."""
     if value.kind == "BFloat16":
         return torch.from_numpy(value.array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(value.array)

@@ -43,6 +43,9 @@ NUMPY_TYPES = {
 SLICE_BYTES = 512 << 20
 _TEXT = "str"  # UTF-32, dims [0]
 _MAP = "map"  # hash tables; listed but not read
+_MOST_DIMENSIONS = 32  # numpy 1 has no more
+_MOST_BYTES = 1 << 62
+"""That dimensions other than 0 may ask for: numpy counts them also where there are no elements."""
 _TRAILER = b"crc_num"
 _TRAILER_BYTES = len(_TRAILER) + 10
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -235,7 +238,10 @@ def _check_size(name: str, record: Record) -> None:
         raise DamagedCheckpoint(f"{name!r} has the unknown type {record.kind[:20]!r}")
     if record.dims == (0,) and record.nbytes == NUMPY_TYPES[record.kind].itemsize:
         record.dims = ()  # another way to write a scalar
-    expected = math.prod(record.dims) * NUMPY_TYPES[record.kind].itemsize
+    itemsize = NUMPY_TYPES[record.kind].itemsize
+    if len(record.dims) > _MOST_DIMENSIONS or math.prod(filter(None, record.dims)) * itemsize > _MOST_BYTES:
+        raise DamagedCheckpoint(f"{name!r} has impossible dimensions ({len(record.dims)}, {list(record.dims)[:4]})")
+    expected = math.prod(record.dims) * itemsize
     if record.nbytes != expected:
         shape = f"{record.kind}{list(record.dims)[:8]}"
         raise DamagedCheckpoint(f"{name!r} has {record.nbytes} bytes, {shape} needs {expected}: a part is missing")

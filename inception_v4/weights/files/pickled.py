@@ -21,6 +21,10 @@ _MAX_NESTING = 3
 _SHOWN = (Array, Dtype, Named, pathlib.PurePath, datetime.date, datetime.time, datetime.timedelta, torch.device)
 
 
+class _Unusual(ValueError):
+    """A tensor that is no plain block of numbers."""
+
+
 def read_pickled(path: Path) -> Raw:
     """A state dict, alone or wrapped by a training program.
 
@@ -31,10 +35,13 @@ def read_pickled(path: Path) -> Raw:
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise WeightsError(f"{path} holds a {kind}, not a state dict: save model.state_dict() instead")
-    state = _unwrap(content, _MODEL_KEYS)
-    ema = _unwrap({k: v for k, v in content.items() if k in _EMA_KEYS}, _EMA_KEYS)
+    try:
+        state = _unwrap(content, _MODEL_KEYS)
+        ema = _unwrap({k: v for k, v in content.items() if k in _EMA_KEYS}, _EMA_KEYS)
+    except _Unusual as error:
+        raise WeightsError(f"{path}: {error}: save the state dict with dense, contiguous tensors") from error
     if state is None and ema is None:
-        keys = ", ".join(map(str, list(content)[:10])) or "nothing"
+        keys = ", ".join(_word(key) for key in list(content)[:10]) or "nothing"
         raise WeightsError(f"{path} holds no state dict under a known name (it has {keys}): save model.state_dict()")
     taken = [*_MODEL_KEYS, *_EMA_KEYS, "info"]
     if _is_state_dict(content):
@@ -46,7 +53,7 @@ def read_pickled(path: Path) -> Raw:
         ema=ema,
         info=info if isinstance(info, dict) else None,
         training={name: rest[name] for name in ("optimizer", "step") if name in rest},
-        extras={str(name): _describe(value) for name, value in rest.items()},
+        extras={_word(name): _describe(value) for name, value in rest.items()},
     )
 
 
@@ -82,13 +89,29 @@ def _is_state_dict(value: Any) -> bool:
 def _unwrap(content: dict[str, Any], keys: tuple[str, ...], depth: int = 0) -> dict[str, Tensor] | None:
     """The state dict in `content` or below one of `keys`."""
     if _is_state_dict(content):
-        return {str(k): v.detach() for k, v in content.items() if isinstance(v, Tensor)}
+        return {str(k): _plain(str(k), v) for k, v in content.items() if isinstance(v, Tensor)}
     if depth == _MAX_NESTING:
         return None
     for key in keys:
         if isinstance(content.get(key), dict):
             return _unwrap(content[key], (*_MODEL_KEYS, *_EMA_KEYS), depth + 1)
     return None
+
+
+def _plain(name: str, tensor: Tensor) -> Tensor:
+    """Its numbers, where each of them has a place of its own in the file: a few bytes can be repeated to any size."""
+    kind = next((word for word in ("is_nested", "is_quantized", "is_meta") if getattr(tensor, word)), "")
+    if kind or tensor.layout != torch.strided:
+        what = kind.removeprefix("is_") or str(tensor.layout).removeprefix("torch.")
+        raise _Unusual(f"{_word(name)} is a {what} tensor")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise _Unusual(f"{_word(name)} shows {tensor.untyped_storage().nbytes()} bytes as {list(tensor.shape)[:8]}")
+    return tensor.detach()
+
+
+def _word(key: object) -> str:
+    """A key for a message of one line."""
+    return " ".join(str(key).split())[:80]
 
 
 def _describe(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from inception_v4.files import parse_json
 from inception_v4.weights.files.mindspore import is_mindspore, split
 from inception_v4.weights.record import DAMAGED, METADATA_KEY, Raw, WeightsError, WeightsInfo
 
@@ -34,8 +35,8 @@ def _described(path: Path, metadata: dict[str, str]) -> dict[str, Any] | None:
     if METADATA_KEY not in metadata:
         return None
     try:
-        values = json.loads(metadata[METADATA_KEY])
-    except (ValueError, RecursionError) as error:
+        values = parse_json(metadata[METADATA_KEY])
+    except ValueError as error:
         raise WeightsError(f"{path}: its description is not JSON ({error}): {DAMAGED}") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path}: its description is a {type(values).__name__}: {DAMAGED}")

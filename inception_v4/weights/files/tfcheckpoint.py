@@ -30,6 +30,7 @@ _VALUES = {1: 5, 2: 6}
 """Field of a TensorProto that holds packed values of a type."""
 
 _MOST_DIMENSIONS = 8
+_MOST_BYTES = 1 << 62
 
 Entries = Iterator[tuple[bytes, memoryview]]
 
@@ -164,7 +165,12 @@ def _unusual(path: Path, name: str, what: str) -> WeightsError:
 
 def _tensor(name: str, variable: Variable, content: bytearray) -> Tensor:
     dtype = _TYPES[variable.kind]
-    if len(variable.shape) > _MOST_DIMENSIONS or math.prod(variable.shape) * dtype.itemsize != len(content):
+    # torch counts all dimensions also where one of them is 0.
+    if (
+        len(variable.shape) > _MOST_DIMENSIONS
+        or math.prod(variable.shape) * dtype.itemsize != len(content)
+        or math.prod(filter(None, variable.shape)) * dtype.itemsize > _MOST_BYTES
+    ):
         raise FormatError(f"{name!r} has {len(content)} bytes, which are not {dtype} of shape {variable.shape[:8]}")
     if not content:
         return torch.empty(variable.shape, dtype=dtype)

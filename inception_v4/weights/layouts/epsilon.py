@@ -29,6 +29,11 @@ def shift_epsilon(state: dict[str, Tensor], held: float, wanted: float) -> dict[
     return changed
 
 
+def moved(held: float, wanted: float) -> str:
+    """What people are told of it."""
+    return f"BatchNorm: variances moved from epsilon {held} to {wanted}, same function"
+
+
 def widened(tensor: Tensor) -> torch.dtype:
     """float32 for half precision, else the tensor's own type."""
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype

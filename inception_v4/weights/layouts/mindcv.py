@@ -8,7 +8,7 @@ from collections.abc import Collection
 from torch import Tensor
 
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from inception_v4.weights.layouts.epsilon import shift_epsilon
+from inception_v4.weights.layouts.epsilon import moved, shift_epsilon
 from inception_v4.weights.layouts.pytorch import note_counters, with_counters
 from inception_v4.weights.names import HEAD, UNITS, difference
 from inception_v4.weights.record import WeightsError, WeightsInfo
@@ -94,6 +94,6 @@ def encode(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dic
     """Renamed; BatchNorm's batch counters have no place there."""
     shifted = shift_epsilon(state, info.bn_eps, EPSILON)
     if shifted is not state:
-        notes.append(f"BatchNorm: variances moved from epsilon {info.bn_eps} to {EPSILON}, same function")
+        notes.append(moved(info.bn_eps, EPSILON))
     note_counters(state, notes)
     return {other: shifted[name] for name, other in table().items()}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from inception_v4.weights.layouts import mindcv
-from inception_v4.weights.layouts.epsilon import shift_epsilon, widened
+from inception_v4.weights.layouts.epsilon import moved, shift_epsilon, widened
 from inception_v4.weights.layouts.pytorch import note_counters, with_counters
 from inception_v4.weights.names import HEAD, difference
 from inception_v4.weights.record import WeightsError, WeightsInfo
@@ -52,7 +52,7 @@ def decode(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     renamed = mindcv.rename({name: tensor for name, tensor in state.items() if name not in norms}, table())
     folded = renamed | _fold(renamed, norms)
     notes.append("bn0 and softmax.batchnorm: folded into the classifier, same class probabilities")
-    notes.append(f"BatchNorm: variances moved from epsilon {_BACKBONE_EPSILON} to {mindcv.EPSILON}, same function")
+    notes.append(moved(_BACKBONE_EPSILON, mindcv.EPSILON))
     return with_counters(shift_epsilon(folded, _BACKBONE_EPSILON, mindcv.EPSILON), notes)
 
 
@@ -85,7 +85,7 @@ def encode(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dic
         tensors |= {
             f"{norm}.{leaf}": torch.full((size,), values[leaf], dtype=shifted[HEAD[0]].dtype) for leaf in _LEAVES
         }
-    notes.append(f"BatchNorm: variances moved from epsilon {info.bn_eps} to {_BACKBONE_EPSILON}, same function")
+    notes.append(moved(info.bn_eps, _BACKBONE_EPSILON))
     notes.append("bn0 and softmax.batchnorm: added as identities")
     note_counters(state, notes)
     return tensors

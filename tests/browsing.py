@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +12,17 @@ import pytest
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
-    """A driver; the test is skipped where selenium or Chromium is not installed."""
+def browser(*words: str) -> Iterator[Any]:
+    """A driver, Chromium's further `words`; the test is skipped where selenium or Chromium is not installed."""
     webdriver = pytest.importorskip("selenium.webdriver")
     driver = shutil.which("chromedriver")
     if driver is None or shutil.which("chromium") is None:
         pytest.skip("needs Chromium: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+    common = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+    for word in (*common, *words):
         options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     try:
         yield chromium
@@ -39,3 +41,9 @@ def look_like(driver: Any, width: int, scheme: str, *, height: int = 900) -> Non
 def overflow(driver: Any) -> int:
     """Pixels that the page is wider than its window."""
     return int(driver.execute_script("return document.documentElement.scrollWidth - window.innerWidth"))
+
+
+def requested(driver: Any) -> set[str]:
+    """Addresses that the page has asked for since the last call."""
+    events = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
+    return {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from inception_v4.pages.run_record import Answers, RunRecord
-from inception_v4.pages.scores import BINS, Reliability, confused_counts, most_confused
+from inception_v4.inference.metrics import BINS, Reliability, confusion
+from inception_v4.inference.predictions import Predictions
+from inception_v4.pages.run_record import RunRecord
 
 _INK = "#010203"  # stands for the page's text colour
 _SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#14b8a6", "#ec4899", "#84cc16")
@@ -77,14 +78,18 @@ def curves(runs: Sequence[RunRecord]) -> list[Chart]:
 
     def accuracy(axes: Any) -> None:
         for run, colour in colours:
-            for key, style, title in (("top1", "o-", "top-1"), ("ema_top1", "s:", "top-1, averaged weights")):
+            for key, style, title in (
+                ("top1", "o-", "top-1"),
+                ("ema_top1", "s:", "top-1, averaged weights"),
+                ("swa_top1", "D", "top-1, mean of the last epochs"),
+            ):
                 values = _column(run.val, key)
                 if np.isfinite(values).any():
                     label = title if alone else run.name if key == "top1" else None
                     axes.plot(_column(run.val, "progress"), values, style, color=colour, ms=3, lw=1, label=label)
-                colour = _SERIES[1] if alone else colour
+                    colour = _SERIES[1 + (key == "ema_top1")] if alone else colour
         axes.set_ylim(0, 102)
-        _label(axes, "validation top-1, %")
+        _label(axes, "validation top-1, %", legend=len(axes.get_legend_handles_labels()[0]) > 1)
 
     def rate(axes: Any) -> None:
         for run, colour in colours:
@@ -100,6 +105,7 @@ def curves(runs: Sequence[RunRecord]) -> list[Chart]:
 
 
 def _label(axes: Any, title: str, *, legend: bool = True) -> None:
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel(title)
     axes.grid(alpha=0.15)
@@ -112,15 +118,15 @@ def _column(records: Sequence[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([float("nan") if row.get(key) is None else row[key] for row in records], dtype=float)
 
 
-def confusion_chart(answers: Answers, name: str = "confusion") -> Chart:
+def confusion_chart(answers: Predictions, name: str = "confusion") -> Chart:
     """Labels in rows, answers in columns, each row's share as blue; of many classes those that are mixed up most."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    counts = confused_counts(answers)
-    chosen = most_confused(counts, MOST_CLASSES)
+    counts = confusion(answers).numpy()
+    chosen = _most_confused(counts, MOST_CLASSES)
     part = counts[np.ix_(chosen, chosen)]
     shares = part / np.maximum(counts[chosen].sum(1, keepdims=True), 1)
-    names = [_short(answers.classes[k]) for k in chosen]
+    names = [_short(answers.names[k]) for k in chosen]
     blue = LinearSegmentedColormap.from_list("share", [(0.23, 0.51, 0.96, 0.0), (0.23, 0.51, 0.96, 0.9)])
 
     def draw(axes: Any) -> None:
@@ -138,6 +144,16 @@ def confusion_chart(answers: Answers, name: str = "confusion") -> Chart:
     return draw_chart(name, "Confusion matrix", draw, _SQUARE)
 
 
+def _most_confused(counts: np.ndarray, limit: int) -> list[int]:
+    """At most `limit` classes, those that take part in most mistakes, in their own order."""
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    involved = wrong.sum(0) + wrong.sum(1)
+    present = np.flatnonzero(counts.sum(0) + counts.sum(1))
+    order = present[np.argsort(-involved[present], kind="stable")]
+    return sorted(order[:limit].tolist())
+
+
 def _short(name: str) -> str:
     return name if len(name) <= 18 else name[:17] + "…"
 
@@ -147,19 +163,22 @@ def reliability_chart(found: Reliability, name: str = "calibration") -> Chart:
 
     def draw(axes: Any) -> None:
         middles = (np.arange(BINS) + 0.5) / BINS * 100
-        axes.bar(middles, 100 * found.accuracy, width=100 / BINS * 0.9, color=_SERIES[0], alpha=0.8, label="right")
+        shares = 100 * found.counts.numpy() / int(found.counts.sum())
+        axes.bar(
+            middles, 100 * found.accuracy.numpy(), width=100 / BINS * 0.9, color=_SERIES[0], alpha=0.8, label="right"
+        )
         axes.plot([0, 100], [0, 100], "--", color=_INK, lw=1, label="perfectly calibrated")
         axes.step(
-            np.linspace(0, 100, BINS + 1), 100 * np.append(found.counts, found.counts[-1]) / found.counts.sum(),
-            where="post", color=_SERIES[1], lw=1, label="share of the pictures",
+            np.linspace(0, 100, BINS + 1), np.append(shares, shares[-1]), where="post",
+            color=_SERIES[1], lw=1, label="share of the pictures",
         )  # fmt: skip
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 102)
         axes.set_xlabel("confidence, %")
         axes.set_ylabel("%")
-        axes.legend(loc="upper left")
+        axes.figure.legend(loc="outside lower center", ncols=3)
 
-    return draw_chart(name, f"Calibration: ECE {found.ece:.2f} %", draw)
+    return draw_chart(name, f"Calibration: ECE {found.ece:.2f} %", draw, _SQUARE)
 
 
 def class_counts_chart(counts: dict[str, list[int]], classes: Sequence[str]) -> Chart:
@@ -175,7 +194,8 @@ def class_counts_chart(counts: dict[str, list[int]], classes: Sequence[str]) -> 
             axes.set_xticks(range(len(order)), [_short(classes[k]) for k in order], rotation=90, fontsize=7)
         else:
             axes.set_xlabel(f"{len(order)} classes, the commonest first")
+        axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("pictures")
-        axes.legend(loc="best")
+        axes.figure.legend(loc="outside upper right", ncols=2)
 
     return draw_chart("classes", "Pictures per class", draw)

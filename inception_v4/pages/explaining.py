@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,8 @@ def explain_picture(
         numbers = shares.topk(min(top_k, len(shares))).indices.tolist()
     else:
         numbers = [class_number(predictor.class_names, class_name)]
-    functions = {"gradcam": grad_cam, "occlusion": occlusion}
+    covering = partial(occlusion, multi_label=predictor.info.multi_label)
+    functions: dict[str, Callable[..., Tensor]] = {"gradcam": grad_cam, "occlusion": covering}
     images = predictor.network_input(crop[None])
     return Explanation(
         crop,

@@ -1,25 +1,30 @@
-"""Where on a picture a class was found: Grad-CAM from the last feature maps, and occlusion, which needs no gradient.
+"""Where on a picture a class was found: Grad-CAM from the feature maps, and occlusion, which needs no gradient.
 
-The two fail differently. Grad-CAM (Selvaraju et al., arXiv 1610.02391) reads the network's own maps, 8x8 for 299 px, in
-one pass. Occlusion (Zeiler and Fergus, arXiv 1311.2901) covers one part of the picture after another and looks how far
-the probability falls: it works for every runtime, with 64 passes.
+The two fail differently. Grad-CAM (Selvaraju et al., arXiv 1610.02391) reads the network's own maps in one pass: the
+last ones, 8x8 for 299 px; of small pictures earlier ones, 7x7 for 75 px, where the last have a single place. Occlusion
+(Zeiler and Fergus, arXiv 1311.2901) covers one part of the picture after another and looks how far the probability
+falls: it works for every runtime, with 64 passes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from inception_v4.console import progress
 from inception_v4.network.fusion import FusedInceptionV4
 from inception_v4.network.model import InceptionV4
+from inception_v4.weights.record import probabilities_of
 
 METHODS = ("gradcam", "occlusion")
 
+_LEAST_SIDE = 4
+"""Of the maps that Grad-CAM reads: smaller ones tell no places apart."""
 _STEPS = 8
 """Places of the covering square along a side."""
 _SPAN = 4
@@ -48,10 +53,10 @@ def grad_cam(model: Any, images: Tensor, classes: Sequence[int]) -> Tensor:
     if not isinstance(model, (InceptionV4, FusedInceptionV4)):
         raise NoFeatureMaps("Grad-CAM needs a weights file: an exported file has no feature maps (--method occlusion)")
     with torch.no_grad():
-        maps = model.forward_features(images)
+        depth, maps = _last_with_places(model.features, images)
     with torch.enable_grad():
-        maps = maps.detach().clone().requires_grad_()  # a leaf: gradients end here, at the head's input
-        logits = model.forward_head(maps)[0]
+        maps = maps.detach().clone().requires_grad_()  # a leaf: gradients end here
+        logits = model.forward_head(model.features[depth:](maps))[0]
         heats = []
         for number in classes:
             (slope,) = torch.autograd.grad(logits[number], maps, retain_graph=True)
@@ -59,14 +64,28 @@ def grad_cam(model: Any, images: Tensor, classes: Sequence[int]) -> Tensor:
     return _stretched(torch.cat(heats).float().clamp_min(0), images.shape[-1])
 
 
+def _last_with_places(blocks: nn.Sequential, images: Tensor) -> tuple[int, Tensor]:
+    """The last maps of some size, [1, C, h, w], and how many blocks they have come through."""
+    maps = images
+    for depth, block in enumerate(blocks):
+        after = block(maps)
+        if min(after.shape[-2:]) < _LEAST_SIDE:  # sides only shrink
+            return depth, maps
+        maps = after
+    return len(blocks), maps
+
+
 @torch.no_grad()
-def occlusion(model: Callable[[Tensor], Tensor], images: Tensor, classes: Sequence[int]) -> Tensor:
+def occlusion(
+    model: Callable[[Tensor], Tensor], images: Tensor, classes: Sequence[int], *, multi_label: bool = False
+) -> Tensor:
     """How far the probability of each class falls where the picture is covered.
 
     Args:
         model: logits [B, K] of a batch.
         images: as in `grad_cam`, or pixels [1, S, S, C] uint8 for a network that normalises by itself.
         classes: as in `grad_cam`.
+        multi_label: as in `WeightsInfo`.
     Returns:
         As `grad_cam`; all 0 where no part is missed.
     """
@@ -78,7 +97,8 @@ def occlusion(model: Callable[[Tensor], Tensor], images: Tensor, classes: Sequen
     heat = torch.zeros((len(wanted), side, side))
     # The mean of the picture: a colour of the picture's own kind, which makes the fewest new edges.
     filler = images.float().mean((1, 2) if channels_last else (2, 3), keepdim=True).to(images.dtype)
-    before = model(images).float().softmax(1)[0, wanted].cpu()
+    share = partial(probabilities_of, multi_label=multi_label)
+    before = share(model(images).float())[0, wanted].cpu()
     with progress("covering parts", len(places)) as count_on:
         for start in range(0, len(places), _BATCH):
             chunk = places[start : start + _BATCH]
@@ -86,7 +106,7 @@ def occlusion(model: Callable[[Tensor], Tensor], images: Tensor, classes: Sequen
             for mask, (top, left, width) in zip(masks, chunk, strict=True):
                 mask[top : top + width, left : left + width] = True
             hidden = (masks[..., None] if channels_last else masks[:, None]).to(images.device)
-            falls = before - model(torch.where(hidden, filler, images)).float().softmax(1)[:, wanted].cpu()
+            falls = before - share(model(torch.where(hidden, filler, images)).float())[:, wanted].cpu()
             heat += torch.einsum("nk,nhw->khw", falls, masks.float())
             covered += masks.sum(0)
             count_on(len(chunk))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from inception_v4.files import staged
+from inception_v4.inference.metrics import class_scores, reliability
 from inception_v4.pages.charts import curves
 from inception_v4.pages.run_record import NotARun, RunRecord, settings_that_differ
-from inception_v4.pages.scores import class_scores, reliability
 from inception_v4.weights import WeightsInfo, read_weights
 from inception_v4.weights.class_names import class_names_of, describe_class
 
@@ -145,8 +145,8 @@ def _results(run: RunRecord, best: dict[str, Any] | None) -> str:
             ("pictures", str(best["samples"])), ("epoch", str(best["epoch"] + 1))]  # fmt: skip
     if run.answers is not None:
         rows.append(("expected calibration error", f"{reliability(run.answers).ece:.2f} %"))
-        worst = class_scores(run.answers)[0]
-        rows.append(("worst class", f"{describe_class(worst.name)}, F1 {worst.f1 or 0:.1f} %"))
+        worst = min(class_scores(run.answers, run.answers.names), key=lambda row: row.f1)
+        rows.append(("worst class", f"{describe_class(worst.name)}, F1 {worst.f1:.1f} %"))
     kind = run.config.data.kind
     return f"On the validation pictures of its run ({kind}):\n\n" + _table(("", ""), rows)
 

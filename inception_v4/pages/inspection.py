@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from inception_v4.console import progress
+from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
 from inception_v4.settings.schema import Data
@@ -53,18 +53,15 @@ class DataReport:
         return sum(sum(name.startswith("val: ") for name in group) for group in self.leaked)
 
 
-def inspect_data(data: Data, seed: int) -> DataReport:
-    """Look through the pictures of a run. Where they are gone, the report says so."""
+def inspect_data(data: Data, seed: int, *, several: bool = False) -> DataReport:
+    """Look through the pictures of a run, which may have `several` classes each. Where they are gone, it says so."""
     try:
-        sources = {split: open_source(data, split, world=World(), seed=seed) for split in _SPLITS}
+        sources = {split: open_source(data, split, world=World(), seed=seed, several=several) for split in _SPLITS}
     except (OSError, ValueError) as error:
         return DataReport(remark=f"the data could not be opened: {' '.join(str(error).split())}")
     report = DataReport(sources["train"].class_names)
     for split, source in sources.items():
-        counts = [0] * len(source.class_names)
-        for label in source.labels:
-            counts[label] += 1
-        report.counts[split] = counts
+        report.counts[split] = source.counts()
     total = sum(map(len, sources.values()))
     if total > MOST:
         report.remark = f"{total} pictures are more than {MOST}: broken and repeated ones were not looked for"
@@ -92,21 +89,23 @@ def _look_through(sources: dict[str, Source], report: DataReport) -> None:
             report.leaked.append(names)
         else:
             report.repeated.append(names)
-        if len({sources[split].labels[index] for split, index in group}) > 1:
+        if len({_classes(sources[split], index) for split, index in group}) > 1:
             report.contradictory.append(names)
 
 
+def _classes(source: Source, index: int) -> frozenset[int]:
+    return frozenset([source.labels[index]] if source.label_sets is None else source.label_sets[index])
+
+
 def _examine(source: Source, index: int) -> tuple[bytes | None, str]:
-    """A hash of the picture, and what is wrong with it: its file's, or where it lies in none its pixels'."""
-    name = source.name(index)
-    if not os.path.isfile(name):
-        return hashlib.blake2b(source.load(index).numpy().tobytes(), digest_size=16).digest(), ""
+    """A hash of the picture, and what is wrong with it: its own bytes', or where it has none its pixels'."""
     try:
-        with open(name, "rb") as file:
-            data = file.read()
-    except OSError as error:
-        return None, error.strerror or str(error)
-    return hashlib.blake2b(data, digest_size=16).digest(), next(_faults(data, name), "")
+        data = source.own_content(index)
+    except (OSError, CorruptImage) as error:
+        return None, getattr(error, "strerror", None) or str(error)
+    if data is None:
+        return hashlib.blake2b(source.load(index).numpy().tobytes(), digest_size=16).digest(), ""
+    return hashlib.blake2b(data, digest_size=16).digest(), next(_faults(data, source.name(index)), "")
 
 
 def _faults(data: bytes, name: str) -> Iterator[str]:

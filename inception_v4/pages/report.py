@@ -13,6 +13,8 @@ from inception_v4 import __version__
 from inception_v4.accelerator import environment_report
 from inception_v4.console import progress
 from inception_v4.files import atomic_write, sha256_of
+from inception_v4.inference.metrics import class_scores, reliability
+from inception_v4.inference.predictions import Predictions
 from inception_v4.pages.charts import (
     MOST_CLASSES,
     Chart,
@@ -23,29 +25,21 @@ from inception_v4.pages.charts import (
 )
 from inception_v4.pages.extras import optional
 from inception_v4.pages.inspection import DataReport, inspect_data
-from inception_v4.pages.run_record import Answers, RunRecord, read_runs, settings_that_differ
-from inception_v4.pages.scores import (
-    Reliability,
-    class_scores,
-    confident_mistakes,
-    reliability,
-    shares_right,
-    unsure_hits,
-)
-from inception_v4.pages.thumbnails import Thumbnails
+from inception_v4.pages.run_record import RunRecord, read_runs, settings_that_differ
+from inception_v4.pages.thumbnails import Thumbnails, confident_mistakes, unsure_hits
 
 _PICTURES = 12  # of a gallery
 _GAP = 1.0  # percent between confidence and accuracy that is not worth a word
 
 
 def write_report(
-    folders: Sequence[Path], output: Path | None = None, *, device: str = "auto", look_through: bool = True
+    folders: Sequence[Path | str], output: Path | None = None, *, device: str = "auto", look_through: bool = True
 ) -> tuple[Path, list[Path]]:
     """Write the page, and its charts as PNG into a folder beside it.
 
     Args:
-        folders: run directories; their curves are compared.
-        output: the page; default `report.html` in the first directory.
+        folders: run directories, or their addresses; their curves are compared.
+        output: the page; default `report.html` in the first directory, which has none at an address.
         device: what computes the heat on the thumbnails.
         look_through: whether the data is searched for broken and repeated pictures.
     Returns:
@@ -55,11 +49,16 @@ def write_report(
         MissingExtra: jinja2 is not installed.
     """
     jinja2 = optional("jinja2", "report")
-    runs = read_runs(list(folders))
+    runs = read_runs(folders)
     output = output or runs[0].folder / "report.html"
     with progress("writing the report", 3) as count_on:
-        data, seed = runs[0].config.data, runs[0].config.run.seed
-        found = inspect_data(data, seed) if look_through else DataReport(remark="The data was not looked through.")
+        config = runs[0].config
+        data, seed, several = config.data, config.run.seed, config.training.loss == "bce"
+        found = (
+            inspect_data(data, seed, several=several)
+            if look_through
+            else DataReport(remark="The data was not looked through.")
+        )
         count_on()
         lines = curves(runs)
         class_chart = class_counts_chart(found.counts, found.classes) if found.counts else None
@@ -120,18 +119,18 @@ def _number(value: float | None, digits: int) -> str:
 def _details(run: RunRecord, device: str, *, alone: bool) -> dict[str, Any]:
     """What stands in the page about the answers of a run."""
     if run.answers is None:
-        place = shlex.quote(str(run.folder))
+        place = shlex.quote(run.origin)
         return {
             "name": run.name,
             "missing": "This run kept no predictions.jsonl, so nothing is known of single pictures. To get it:",
             "remedy": f"inception-v4 validate --ckpt-path {place} --save-predictions {place}/predictions.jsonl",
         }
     answers, suffix = run.answers, "" if alone else f"-{run.name.replace('/', '_')}"
-    found, (top1, top5), scores = reliability(answers), shares_right(answers), class_scores(answers)
+    found, scores = reliability(answers), sorted(class_scores(answers, answers.names), key=lambda row: row.f1)
     thumbnails = Thumbnails(run, device)
     return {
-        "name": run.name, "missing": "", "stale": staleness(run), "pictures": len(answers.paths),
-        "top1": top1, "top5": top5, "ece": found.ece, "sureness": _sureness(answers, found),
+        "name": run.name, "missing": "", "stale": staleness(run), "pictures": len(answers.pictures),
+        "top1": answers.top1, "top5": answers.top5, "ece": found.ece, "sureness": _sureness(answers),
         "charts": [confusion_chart(answers, f"confusion{suffix}"), reliability_chart(found, f"calibration{suffix}")],
         "shown_classes": min(len(scores), MOST_CLASSES), "hidden_classes": max(0, len(scores) - MOST_CLASSES),
         "classes": [
@@ -152,15 +151,15 @@ def staleness(run: RunRecord) -> str:
     return "These answers are of other weights than best.safetensors: validate again, with --save-predictions."
 
 
-def _sureness(answers: Answers, found: Reliability) -> str:
-    top1, mean = shares_right(answers)[0], 100 * float(answers.confidence.mean())
+def _sureness(answers: Predictions) -> str:
+    top1, mean = answers.top1, 100 * float(answers.probabilities[:, 0].mean())
     if abs(mean - top1) < _GAP:
         return "on the whole it is as sure as it may be"
     return f"it is {mean:.1f} % sure on average, {'too sure' if mean > top1 else 'less sure than it could be'}"
 
 
 def _command(run: RunRecord) -> str:
-    folder = str(run.folder)
+    folder = run.origin.rstrip("/")
     return f"inception-v4 train -c {shlex.quote(folder + '/config.yaml')} --output-dir {shlex.quote(folder + '-again')}"
 
 

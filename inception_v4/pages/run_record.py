@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from inception_v4.inference.predictions import PREDICTIONS, Predictions, read_predictions
+from inception_v4.settings.addresses import is_address
 from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Config
+from inception_v4.storage.fetch import local_copy
+from inception_v4.training.runlog import read_records
 
 _PLACES = ("output_dir", "resume", "report")
 """Settings in which two runs may differ without being different runs."""
 
 
 class NotARun(ValueError):
-    """A directory that holds no run, or a damaged file of one; one line with the remedy."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What the run's best weights said of each validation picture; N pictures, in the order of the data.
-
-    Attributes:
-        classes: K names.
-        paths: of the pictures.
-        labels: int64 [N].
-        ranked: the first classes, int64 [N, up to 5]; -1 where there are fewer.
-        confidence: probability of the first class, float64 [N]; label_share: that of the label.
-        weights_sha256: of the weights that were asked; None where the file does not say.
-    """
-
-    classes: tuple[str, ...]
-    paths: list[str]
-    labels: np.ndarray
-    ranked: np.ndarray
-    confidence: np.ndarray
-    label_share: np.ndarray
-    weights_sha256: str | None
-
-    @property
-    def predicted(self) -> np.ndarray:
-        return self.ranked[:, 0]
+    """A directory that holds no run; one line with the remedy."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +27,20 @@ class RunRecord:
     """A run directory.
 
     Attributes:
+        folder: where its files are; a copy where the run is at an address.
+        origin: the directory or address that was named.
         name: what to call it beside others.
         train, val: records of metrics.jsonl.
-        answers: None where the run kept none.
+        answers: what its best weights said of each validation picture; None where the run kept none.
     """
 
     folder: Path
+    origin: str
     name: str
     config: Config
     train: list[dict[str, Any]]
     val: list[dict[str, Any]]
-    answers: Answers | None
+    answers: Predictions | None
 
     @property
     def weights(self) -> Path:
@@ -74,78 +53,52 @@ class RunRecord:
         return max(rows, key=lambda row: row["top1"], default=None)
 
 
-def read_run(folder: Path, name: str = "") -> RunRecord:
-    """The record of a run directory.
+def read_run(run: Path | str, name: str = "") -> RunRecord:
+    """The record of a run directory, or of one behind an address.
 
     Raises:
-        NotARun: it is not one, or a file in it is damaged.
+        NotARun: it is not one.
+        ValueError: its settings or its predictions are damaged.
     """
+    origin, folder = str(run), Path(local_copy(str(run), wanted=_is_of_the_record))
     config_file, metrics = folder / "config.yaml", folder / "metrics.jsonl"
     if not config_file.is_file() or not metrics.is_file():
         held = "there is no such folder" if not folder.is_dir() else "it has no config.yaml and metrics.jsonl"
-        raise NotARun(f"{folder} is no run directory ({held}): give one that `inception-v4 train` has written")
-    records = _records(metrics)
-    answers = folder / "predictions.jsonl"
+        raise NotARun(f"{origin} is no run directory ({held}): give one that `inception-v4 train` has written")
+    records = read_records(metrics)
+    answers = folder / PREDICTIONS
     return RunRecord(
         folder,
-        name or folder.resolve().name,
+        origin,
+        name or _name(run),
         load_config(config_file)[0],
-        [row for row in records if row.get("kind") == "train"],
-        [row for row in records if row.get("kind") == "val"],
-        read_answers(answers) if answers.is_file() else None,
+        [row for row in records if row["kind"] == "train"],
+        [row for row in records if row["kind"] == "val"],
+        read_predictions(answers) if answers.is_file() else None,
     )
 
 
-def read_runs(folders: list[Path]) -> list[RunRecord]:
-    """The records of several directories, with names that tell them apart."""
-    names = [folder.resolve().name for folder in folders]
+def read_runs(runs: Sequence[Path | str]) -> list[RunRecord]:
+    """The records of several directories or addresses, with names that tell them apart."""
+    names = [_name(run) for run in runs]
     if len(set(names)) < len(names):
-        names = [str(folder) for folder in folders]
-    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+        names = [str(run) for run in runs]
+    return [read_run(run, name) for run, name in zip(runs, names, strict=True)]
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    """Flat records, one a line; a last line cut short by a crash is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found
+def _name(run: Path | str) -> str:
+    return str(run).rstrip("/").rpartition("/")[2] if is_address(str(run)) else Path(run).resolve().name
+
+
+def _is_of_the_record(name: str) -> bool:
+    """Of a run behind an address: no checkpoints, and one set of weights."""
+    return name == "best.safetensors" or ("/" not in name and name.endswith((".yaml", ".json", ".jsonl")))
 
 
 def _better(row: dict[str, Any]) -> dict[str, Any]:
     """A validation's figures, of the averaged weights where these are better."""
-    if row.get("ema_top1", -1.0) <= row["top1"]:
-        return row | {"averaged": False}
-    return row | {name: row[f"ema_{name}"] for name in ("loss", "top1", "top5")} | {"averaged": True}
-
-
-def read_answers(path: Path) -> Answers:
-    """The content of a predictions.jsonl.
-
-    Raises:
-        NotARun: it is damaged.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            head, *rows = [json.loads(line) for line in file]
-        labels = np.array([row["label"] for row in rows], dtype=np.int64)
-        tops = [row["top"] for row in rows]
-        ranked = np.full((len(rows), 5), -1, dtype=np.int64)
-        for line, top in zip(ranked, tops, strict=True):
-            line[: len(top)] = [k for k, _ in top]
-        count = max(int(labels.max()), int(ranked.max())) + 1
-        classes = tuple(map(str, head["classes"])) if head["classes"] else tuple(map(str, range(count)))
-        if count > len(classes):
-            raise ValueError(f"class {count - 1} of {len(classes)}")
-        return Answers(
-            classes, [str(row["path"]) for row in rows], labels, ranked, np.array([top[0][1] for top in tops], float),
-            np.array([row["prob_label"] for row in rows], float), head.get("weights_sha256"),
-        )  # fmt: skip
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise NotARun(f"{path} is damaged ({error}): remove it, or write it again by validating") from error
+    prefix = max(("", "ema_", "swa_"), key=lambda prefix: row.get(f"{prefix}top1", -1.0))
+    return row | {name: row[prefix + name] for name in ("loss", "top1", "top5")} | {"averaged": bool(prefix)}
 
 
 def settings_that_differ(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 from torch import Tensor
@@ -16,10 +17,12 @@ from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
 from inception_v4.inference.predict import Predictor
+from inception_v4.inference.predictions import Predictions
 from inception_v4.pages.heat import grad_cam
 from inception_v4.pages.overlays import as_picture, overlay
 from inception_v4.pages.run_record import RunRecord
 
+_PARTS = 3  # of a path: split, class and file
 _SIDE = 150
 _QUALITY = 80
 
@@ -35,30 +38,51 @@ class Thumbnail:
     picture: str = ""
     heat: str = ""
 
+    @property
+    def short_name(self) -> str:
+        """Of a file the last folders, which tell pictures apart: whole paths would fill a page."""
+        parts = Path(self.name).parts
+        return self.name if len(parts) <= _PARTS else "/".join(("…", *parts[-_PARTS:]))
+
+
+class RunPictures:
+    """The validation pictures of a run, by the names that its answers have for them."""
+
+    def __init__(self, run: RunRecord) -> None:
+        self._run = run
+        self._source: Source | None = None
+        self._numbers: dict[str, int] = {}
+
+    def find(self, name: str) -> str | Tensor:
+        """The file, or the picture itself, [3, H, W] uint8, where the data lies in no files of its own."""
+        if os.path.isfile(name):
+            return name
+        if self._source is None:
+            config = self._run.config
+            self._source = open_source(config.data, "val", world=World(), seed=config.run.seed, alone=True)
+            self._numbers = {self._source.name(index): index for index in range(len(self._source))}
+        return self._source.load(self._numbers[name])
+
 
 class Thumbnails:
     """Makes the thumbnails of one run. Without its weights or its pictures they have captions alone."""
 
     def __init__(self, run: RunRecord, device: str) -> None:
         assert run.answers is not None
-        self._run, self._answers = run, run.answers
+        self._answers, self._pictures = run.answers, RunPictures(run)
         self._predictor = Predictor(str(run.weights), device=device, cache=False) if run.weights.is_file() else None
-        self._source: Source | None = None
-        self._numbers: dict[str, int] = {}
 
     def of(self, numbers: Sequence[int]) -> list[Thumbnail]:
         return [self._one(number) for number in track(numbers, "overlays")]
 
     def _one(self, number: int) -> Thumbnail:
-        answers, path = self._answers, self._answers.paths[number]
-        answer = int(answers.predicted[number])
-        caption = Thumbnail(
-            path, answers.classes[answer], answers.classes[answers.labels[number]], 100 * answers.confidence[number]
-        )
+        names, picture = self._answers.names, self._answers.pictures[number]
+        answer, confidence = picture.top[0]
+        caption = Thumbnail(picture.path, names[answer], names[picture.label], 100 * confidence)
         if self._predictor is None:
             return caption
         try:
-            crop = self._predictor.crop(path if os.path.isfile(path) else self._from_memory(path))
+            crop = self._predictor.crop(self._pictures.find(picture.path))
         except (CorruptImage, OSError, ValueError, KeyError):
             return caption
         (heat,) = grad_cam(self._predictor.model, self._predictor.network_input(crop[None]), [answer])
@@ -67,13 +91,21 @@ class Thumbnails:
                "heat": as_address(overlay(crop, heat, _SIDE))}
         )  # fmt: skip
 
-    def _from_memory(self, name: str) -> Tensor:
-        """A picture of data that lies in no files of its own."""
-        if self._source is None:
-            config = self._run.config
-            self._source = open_source(config.data, "val", world=World(), seed=config.run.seed, alone=True)
-            self._numbers = {self._source.name(index): index for index in range(len(self._source))}
-        return self._source.load(self._numbers[name])
+
+def confident_mistakes(answers: Predictions, limit: int) -> list[int]:
+    """Numbers of pictures that were named wrong, the surest first."""
+    return _by_confidence(answers, answers.predicted != answers.labels, descending=True)[:limit]
+
+
+def unsure_hits(answers: Predictions, limit: int) -> list[int]:
+    """Numbers of pictures that were named right, the least sure first."""
+    return _by_confidence(answers, answers.predicted == answers.labels, descending=False)[:limit]
+
+
+def _by_confidence(answers: Predictions, chosen: Tensor, *, descending: bool) -> list[int]:
+    numbers = chosen.nonzero()[:, 0]
+    order = answers.probabilities[numbers, 0].argsort(descending=descending, stable=True)
+    return [int(number) for number in numbers[order]]
 
 
 def as_address(image: Image.Image) -> str:

@@ -8,17 +8,19 @@ import pytest
 import torch
 from colours import colour_network
 from finding import CORNERS, NAMES, SIDE, finder, pixels, scene
-from PIL import Image
+from PIL import Image, ImageDraw
+from temporary import NewFolder
 
 from inception_v4.cli.main import run
+from inception_v4.inference.factory import open_model
 from inception_v4.inference.predict import Predictor
 from inception_v4.pages.explaining import class_number, explain_picture, methods_for, stems
 from inception_v4.pages.heat import METHODS, grad_cam, occlusion
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return finder(tmp_path_factory.mktemp("finder"))
+def weights(module_folder: NewFolder) -> Path:
+    return finder(module_folder("finder"))
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,8 @@ def predictor(weights: Path) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return colour_network(tmp_path_factory.mktemp("colours"))
+def exported(module_folder: NewFolder) -> Path:
+    return colour_network(module_folder("colours"))
 
 
 def quarter_of(heat: torch.Tensor) -> tuple[int, int]:
@@ -86,6 +88,26 @@ def test_a_class_that_is_not_there_has_no_heat(predictor: Predictor) -> None:
     assert not occlusion(lambda x: 1e-4 * colours(x), images, [1]).any()  # a fall of nothing is not blown up
 
 
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("corner", CORNERS)
+def test_maps_of_a_single_place_are_not_taken(predictor: Predictor, weights: Path, corner: str, fused: bool) -> None:
+    """At 75 px the last maps are 1x1: heat from them would cover the whole picture.
+
+    This network's last map sees the middle alone, so a second disc lies there.
+    """
+    side, picture = 75, scene("disc", *CORNERS[corner])
+    middle = SIDE // 2
+    ImageDraw.Draw(picture).ellipse((middle - 14, middle - 14, middle + 14, middle + 14), fill=(250, 240, 60))
+    model = predictor.model if fused else open_model(str(weights)).model
+    images = predictor.network_input(pixels(picture.resize((side, side)))[None])
+    (heat,) = grad_cam(model, images, [NAMES.index("disc")])
+    assert heat.shape == (side, side) and heat.max() == 1
+    column, row = CORNERS[corner]
+    thirds = heat.unfold(0, side // 3, side // 3).unfold(1, side // 3, side // 3).mean((2, 3))
+    assert divmod(int(thirds.argmax()), 3) == (2 * row, 2 * column), thirds
+    assert thirds[2 - 2 * row, 2 - 2 * column] < 0.2 * thirds.max(), thirds
+
+
 def test_captum_finds_the_same_heat() -> None:
     """On live weights, whose maps are anything but plain."""
     attr = pytest.importorskip("captum.attr")
@@ -96,10 +118,10 @@ def test_captum_finds_the_same_heat() -> None:
     from inception_v4.preprocessing import Preprocessing
 
     model = network()
-    images = Normalise(Preprocessing(image_size=139))(interpolate(drawn(1).float(), 139).byte()).requires_grad_()
+    images = Normalise(Preprocessing(image_size=SIDE))(interpolate(drawn(1).float(), SIDE).byte()).requires_grad_()
     ours = grad_cam(model, images.detach(), [0, 3])
     theirs = attr.LayerGradCam(model, model.features[-1]).attribute(images, 3, relu_attributions=True).detach()
-    wide = interpolate(theirs, (139, 139), mode="bilinear", align_corners=False)[0, 0]
+    wide = interpolate(theirs, (SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0]
     assert torch.allclose(ours[1], wide / wide.max(), atol=1e-4) and wide.max() > 0
     assert not torch.allclose(ours[0], ours[1], atol=0.05)
 

@@ -14,6 +14,7 @@ import yaml
 from finding import HOW, NAMES, finder, pixels, scene
 from loopback_hub import TOKEN, Hub, loopback_hub
 from made_run import made, make_run
+from temporary import NewFolder
 
 from inception_v4.cli.main import run
 from inception_v4.data.normalise import Normalise
@@ -23,8 +24,8 @@ from inception_v4.weights import WeightsInfo, read_weights
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(tmp_path_factory.mktemp("push"), per_class=3)
+def finished(module_folder: NewFolder) -> Path:
+    return made(module_folder("push"), per_class=3)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,17 +15,21 @@ import pytest
 from browsing import browser, look_like, overflow
 from made_run import made, make_run
 from PIL import Image
+from running import ROOT, environment
+from temporary import NewFolder
 
 from inception_v4.cli.main import run
+from inception_v4.inference.metrics import class_scores, confusion, reliability
+from inception_v4.inference.predictions import PredictedPicture, Predictions
 from inception_v4.pages.inspection import inspect_data
 from inception_v4.pages.report import staleness, write_report
-from inception_v4.pages.run_record import Answers, NotARun, read_run, settings_that_differ
-from inception_v4.pages.scores import class_scores, confident_mistakes, confused_counts, reliability, unsure_hits
+from inception_v4.pages.run_record import read_run, settings_that_differ
+from inception_v4.pages.thumbnails import confident_mistakes, unsure_hits
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("report")
+def folder(module_folder: NewFolder) -> Path:
+    return module_folder("report")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +60,12 @@ def test_the_page_says_what_the_run_did(page: str, finished: Path) -> None:
     text = plain(page)
     assert "82.14 % best top-1" in text and "100 steps" in text
     assert "10 validation pictures: top-1 60.00 %, top-5 100.00 %" in text
-    assert "1 validation pictures are also training pictures" in text and "broken: 1" in text
+    assert "1 validation picture is also a training picture" in text and "broken: 1" in text
     assert f"inception-v4 train -c {finished}/config.yaml" in text
     assert "lr 0.02" in text and "label_smoothing" not in text
     # Four mistakes and six right answers, each a picture and its heat.
     assert page.count('src="data:image/jpeg;base64,') == 2 * 10 and "not there" not in page
+    assert f'title="{finished.parent.parent}/pictures/val/disc/leaked.png">…/val/disc/leaked.png</div>' in page
 
 
 def test_the_page_needs_nothing_from_elsewhere(page: str) -> None:
@@ -99,15 +106,19 @@ def test_answers_of_other_weights_are_noticed(folder: Path, finished: Path) -> N
 
 
 def test_scores_by_hand() -> None:
-    labels, first = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 2])
-    confidence = np.array([0.9, 0.6, 0.95, 0.7, 0.55, 0.8])
-    answers = Answers(("a", "b", "c"), list("uvwxyz"), labels, first[:, None], confidence, confidence, None)
-    assert confused_counts(answers).tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]]
-    table = {row.name: (row.pictures, row.precision, row.recall, row.f1) for row in class_scores(answers)}
+    labels, first = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2]
+    confidence = [0.9, 0.62, 0.95, 0.7, 0.55, 0.78]
+    columns = zip("uvwxyz", labels, first, confidence, strict=True)
+    rows = [PredictedPicture(name, label, ((answer, sure),), sure) for name, label, answer, sure in columns]
+    answers = Predictions(("a", "b", "c", "never met"), None, 400 / 6, rows)
+    assert confusion(answers).tolist() == [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+    scores = class_scores(answers, answers.names)
+    table = {row.name: (row.pictures, row.precision, row.recall, row.f1) for row in scores}
     assert table["a"] == pytest.approx((3, 100, 200 / 3, 80)) and table["b"] == pytest.approx((2, 50, 50, 50))
+    assert table["c"] == pytest.approx((1, 50, 100, 200 / 3)) and len(table) == 3
     assert confident_mistakes(answers, 9) == [2, 4] and unsure_hits(answers, 2) == [1, 3]
     # Bins of 1/15: 0.9 and 0.95 are neighbours; every picture has one of its own.
-    gaps = [0.1, 0.4, 0.95, 0.3, 0.55, 0.2]
+    gaps = [0.1, 0.38, 0.95, 0.3, 0.55, 0.22]
     assert reliability(answers).ece == pytest.approx(100 * sum(gaps) / 6)
 
 
@@ -128,11 +139,25 @@ def test_what_is_no_run_is_one_line(
     assert run(["report", str(tmp_path)]) == 1 and "is no run directory" in capsys.readouterr().err
     damaged = make_run(tmp_path / "damaged", finished.parent.parent / "pictures", None)
     (damaged / "predictions.jsonl").write_text('{"classes": null}\n{"path"')
-    with pytest.raises(NotARun, match="damaged"):
+    with pytest.raises(ValueError, match="damaged"):
         read_run(damaged)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert run(["report", str(finished)]) == 1
     assert "pip install 'inception-v4[report]'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_picture_of_the_page_is_taken(finished: Path, tmp_path: Path) -> None:
+    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
+        pytest.skip("needs Chromium: apt-get install chromium")
+    words = [sys.executable, str(ROOT / "tools" / "report_picture.py"), str(finished), str(tmp_path / "top.png")]
+    done = subprocess.run([*words, "--height=900"], capture_output=True, text=True, env=environment(), timeout=280)
+    assert done.returncode == 0 and "1280 x 900 px" in done.stdout, done.stderr
+    with Image.open(tmp_path / "top.png") as image:
+        rows = np.asarray(image.convert("L")).min(1)
+    assert image.size == (1280, 900) and (tmp_path / "top.png").stat().st_size < 300_000
+    assert (rows < 128).mean() > 0.3 and (rows[450:] < 128).any(), "there is ink down to its end"
+    assert done.stdout.startswith(str(tmp_path)) and [path.name for path in tmp_path.iterdir()] == ["top.png"]
 
 
 @pytest.mark.slow
@@ -165,7 +190,7 @@ def test_ten_thousand_pictures_take_half_a_minute(tmp_path: Path, finished: Path
             name.write_bytes(kinds[i % 3].read_bytes() + str((split, i)).encode())
     many = make_run(tmp_path / "run", finished.parent.parent / "pictures", None, data_dir=str(data))
     head, *rows = map(json.loads, (many / "predictions.jsonl").read_text().splitlines())
-    head["classes"] = [f"class{k:02d}" for k in range(100)]
+    head |= {"classes": [f"class{k:02d}" for k in range(100)], "samples": 10_000}
     rows = [row | {"path": str(data / f"{i}")} for i, row in enumerate(rows * 1000)]
     (many / "predictions.jsonl").write_text("\n".join(map(json.dumps, [head, *rows[:10_000]])))
     began = time.perf_counter()

@@ -22,7 +22,7 @@ RECIPE_FOLDERS = (_HERE / "configs", _HERE.parent / "configs")
 """Where the shipped recipes are: inside an installed package, beside it in a checkout."""
 
 
-_NOT_GIVEN_BY_SMOKE = ("image_size", "dataset", "shapes_train", "shapes_val")
+_NOT_GIVEN_BY_SMOKE = ("image_size", "first_image_size", "dataset", "shapes_train", "shapes_val")
 
 
 class ConfigError(ValueError):
@@ -59,6 +59,10 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         raise ConfigError(str(error)) from None
     if file is not None:
         values.setdefault("recipe", Path(file).stem)
+    if leaves.get("first_image_size") is not None:
+        own = translate(dict(overrides or {}))[0]
+        if "image_size" in own and "first_image_size" not in own:
+            del values["first_image_size"]  # of the recipe, whose sizes are another range
     if "lr" in (overrides or {}) and "lr_base_batch" not in (overrides or {}) and values.get("lr_base_batch"):
         # A rate that somebody types is meant as typed; a recipe's follows the batch.
         values["lr_base_batch"] = None
@@ -175,9 +179,10 @@ def shrink(config: Config, flags: Container[str] = ()) -> Config:
         smaller |= {"dataset": "shapes", "num_classes": None, "dataset_download": False, "extract": False}
     epochs = min(values["epochs"], 2)
     smaller |= {
-        "image_size": values["image_size"] if "image_size" in flags else 75,
+        **({} if "image_size" in flags else _smallest_sizes(grows=values["first_image_size"] is not None)),
         "epochs": epochs,
         "start_epoch": 0,
+        "swa_epochs": min(values["swa_epochs"], epochs),
         "bn_momentum": max(values["bn_momentum"], 0.1),  # a few steps must fill the running statistics
         "warmup_epochs": min(values["warmup_epochs"], 1) if epochs > 1 else 0,
         "decay_epochs": None if values["scheduler"].startswith("cosine") else values["decay_epochs"],
@@ -196,6 +201,10 @@ def shrink(config: Config, flags: Container[str] = ()) -> Config:
     for section in (small.data, small.augmentation):
         section.model_fields_set.difference_update(name for name in _NOT_GIVEN_BY_SMOKE if name not in flags)
     return small
+
+
+def _smallest_sizes(*, grows: bool) -> dict[str, Any]:
+    return {"image_size": 107, "first_image_size": 75} if grows else {"image_size": 75}
 
 
 def _flatten(values: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -260,6 +269,12 @@ def _check_together(config: Config) -> None:
         raise ConfigError(f"scheduler {plan.scheduler} rises by itself, step by step: set warmup_epochs 0, no stairs")
     if plan.start_epoch >= plan.epochs:
         raise ConfigError(f"start_epoch {plan.start_epoch} is not below epochs {plan.epochs}: epochs count from 0")
+    if aug.aug_splits and config.training.loss != "ce":
+        raise ConfigError(
+            f"aug_splits {aug.aug_splits} with loss {config.training.loss}: its loss is cross-entropy (ce)"
+        )
+    if opt.swa_epochs > plan.epochs:
+        raise ConfigError(f"swa_epochs {opt.swa_epochs} is more than epochs {plan.epochs}: lower it")
     if opt.unfreeze_at and config.training.fused_optimizer:
         raise ConfigError(
             "unfreeze_at with fused_optimizer: its memory is laid out for the parameters of the first step"
@@ -268,7 +283,7 @@ def _check_together(config: Config) -> None:
         raise ConfigError("scheduler multi_step needs milestones, for example --milestones 30,60,90")
     if data.dataset_download and data.dataset not in ("cifar10", "cifar100"):
         raise ConfigError(f"dataset_download with dataset={data.dataset}: only cifar10 and cifar100 can be fetched")
-    if data.dataset in ("imagenet", "folder", "list") and data.data_dir is None and not config.run.smoke:
+    if data.dataset in ("imagenet", "folder", "list", "wds") and data.data_dir is None and not config.run.smoke:
         raise ConfigError(f"dataset={data.dataset} needs data_dir: give --data-dir FOLDER (or --smoke to try without)")
     if data.num_classes is not None and data.dataset == "shapes" and data.num_classes < data.shapes_classes:
         raise ConfigError(f"num_classes {data.num_classes} is below shapes_classes {data.shapes_classes}")

@@ -71,7 +71,8 @@ def test_recipes_are_valid_documented_and_survive_a_round_trip(path: Path, tmp_p
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_smoke_shrinks_every_recipe(path: Path) -> None:
     config, _ = load_config(path, {"smoke": "true"})
-    assert config.augmentation.image_size == 75 and config.data.batch_size <= 8
+    smallest = config.augmentation.first_image_size or config.augmentation.image_size
+    assert smallest == 75 and config.augmentation.image_size <= 107 and config.data.batch_size <= 8
     assert config.data.dataset == "shapes" and config.schedule.epochs <= 2
 
 

@@ -196,6 +196,7 @@ def test_too_many_processes_are_refused_before_anything_starts(
     assert "start at most 1" in error and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_four_pictures_are_enough_to_train(tmp_path: Path) -> None:
     photos = class_folders(tmp_path / "photos", {"ape": 2, "bear": 2})
     given = {

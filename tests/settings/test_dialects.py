@@ -15,6 +15,7 @@ from running import ROOT
 
 from inception_v4.cli.main import run
 from inception_v4.settings.dialects import DIALECTS, FLAGS, DialectError, dialect_of, mindcv, modelzoo, timm, translate
+from inception_v4.settings.dialects.exporting import translate_export
 from inception_v4.settings.dialects.rules import NOTHING_ASKED
 from inception_v4.settings.recipes import ConfigError, load_config
 from inception_v4.settings.schema import Config
@@ -175,6 +176,42 @@ def test_modelarts_checkpoints(given: dict, recipe: dict, expected: str) -> None
     assert translate(given, job | recipe)[0]["ckpt_path"] == expected
 
 
+def test_mindcv_on_modelarts() -> None:
+    """As its train.py does: from DATA_URL/DATASET, and after the run ckpt_save_dir to TRAIN_URL."""
+    recipe = {"amp_level": "O0", "dataset": "imagenet", "enable_modelarts": True, "data_url": "obs://b/d/",
+              "train_url": "s3://b/o", "ckpt_save_dir": "./ckpt", "data_dir": "/nowhere"}  # fmt: skip
+    settings, notices = translate({}, recipe)
+    assert settings["data_dir"] == "obs://b/d/imagenet" and settings["data_cache"] == "/cache"
+    assert settings["output_dir"] == "./ckpt" and settings["upload_to"] == "s3://b/o"
+    assert "enable_modelarts: data_dir obs://b/d/imagenet, data_cache /cache, upload_to s3://b/o" in notices
+    assert translate({"dataset": ""}, recipe)[0]["data_dir"] == "obs://b/d"
+    mine = translate({"data_dir": "mine", "data_cache": "here"}, recipe)[0]
+    assert (mine["data_dir"], mine["data_cache"], mine["upload_to"]) == ("mine", "here", "s3://b/o")
+    local = translate({}, recipe | {"data_url": "/cache/data/", "train_url": "/cache/output"})[0]
+    assert local["data_dir"] == "/cache/data/imagenet" and local["upload_to"] == "file:///cache/output"
+    assert "data_cache" not in local
+    off, notices = translate({}, recipe | {"enable_modelarts": False})
+    assert off["data_dir"] == "/nowhere" and "upload_to" not in off
+    assert any("data_url, train_url" in n and "enable_modelarts is False" in n for n in notices)
+    unread = translate({}, recipe | {"ckpt_url": "s3://b/w", "multi_data_url": "s3://b/m"})
+    assert unread[0] == settings and sum("no file of MindCV reads it" in n for n in unread[1]) == 2
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ({}, "inceptionv4.mindir"),
+        ({"enable_modelarts": "True"}, "/cache/train/inceptionv4.mindir"),
+        ({"enable_modelarts": "True", "output_path": "/out"}, "/out/inceptionv4.mindir"),
+        ({"enable_modelarts": "True", "output_path": "/out", "train_url": "s3://b/o/"}, "s3://b/o/inceptionv4.mindir"),
+    ],
+)
+def test_where_an_export_on_modelarts_goes(given: dict, expected: str) -> None:
+    found, _ = translate_export({"file_name": "inceptionv4", "file_format": "MINDIR", **given})
+    assert found["output"] == expected
+
+
+@pytest.mark.slow
 def test_mindcvs_recipe_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(1)  # so small a network gains nothing from more
     folder = tmp_path / "ckpt"
@@ -207,7 +244,7 @@ def test_there_are_86_arguments_and_each_is_mapped_warned_about_or_refused() -> 
             continue
         mentioned = any(f"{name}=" in notice for notice in set(notices) - set(said))
         assert after != before or mentioned, f"{name} was dropped silently"
-    assert refused == {"aug_splits", "drop_path_rate", "resume_opt", "reduction", "amp_cast_list"}
+    assert refused == {"drop_path_rate", "resume_opt", "reduction", "amp_cast_list"}
 
 
 def test_mindcvs_arguments_mean_the_same_on_the_command_line() -> None:
@@ -327,10 +364,17 @@ def test_pretrained_weights_keep_their_own_normalisation() -> None:
         ({"lr_base": "0.1", "lr_base_size": "256"}, {"lr": 0.1, "lr_base_batch": 256}),
         ({"output": "out", "experiment": "x"}, {"output_dir": "out/x"}),
         ({"aa": "rand-m9", "reprob": "0.2", "remode": "pixel"},
-         {"auto_augment": "rand-m9", "re_prob": "0.2", "re_value": "random"}),
+         {"auto_augment": "rand-m9-p0.5", "re_prob": "0.2", "re_value": "random"}),
+        ({"aa": "rand-p1-mstd0.5-inc1"}, {"auto_augment": "rand-p1-mstd0.5-inc1-m10"}),
+        ({"aa": "original"}, {"auto_augment": "original"}),
         ({"initial_checkpoint": "w.pth", "checkpoint_hist": "4", "drop": "0.1"},
          {"ckpt_path": "w.pth", "keep_checkpoint_max": "4", "drop_rate": "0.1"}),
         ({"gp": "avg", "tta": "0", "clip_mode": "norm"}, {}),
+        ({"kd_model_name": "resnet50", "task_loss_weight": "0.3", "kd_temperature": "2"},
+         {"teacher": "resnet50", "distill_alpha": 0.7, "distill_t": "2"}),
+        ({"kd_model_name": "resnet50", "task_loss_weight": "0.25", "distill_loss_weight": "0.75",
+          "kd_distill_type": "logit"}, {"teacher": "resnet50", "distill_alpha": 0.75}),
+        ({"log_wandb": "true"}, {"logger": "wandb"}),
     ],
 )  # fmt: skip
 def test_flags_alone(given: dict[str, str], expected: dict[str, Any]) -> None:
@@ -353,6 +397,9 @@ def test_flags_alone(given: dict[str, str], expected: dict[str, Any]) -> None:
         ({"clip_mode": "agc"}, "by their norm"),
         ({"amp": "true", "amp_dtype": "float8"}, "bfloat16 or float16"),
         ({"layer_decay_min_scale": "0.1"}, "falls with every layer"),
+        ({"kd_model_name": "resnet50"}, "give --task-loss-weight 0.5 alone, and for SGD multiply lr"),
+        ({"kd_model_name": "resnet50", "distill_loss_weight": "3"}, "give --task-loss-weight 0.25 alone"),
+        ({"kd_distill_type": "feature"}, "answers"),
     ],
 )
 def test_what_cannot_be_had_is_refused_in_one_line(given: dict[str, str], message: str) -> None:
@@ -366,11 +413,16 @@ def test_mindcvs_augmentation_words() -> None:
         return translate({}, {"mode": 0, "auto_augment": text})[0]["auto_augment"]
 
     assert policy("autoaug-mstd0.5") == policy("autoaugr") == "autoaug"
-    assert policy("randaug-m7-mstd0.5-inc1") == "randaug-m7"
-    assert policy("randaug") == "randaug-m10", "MindCV's default strength, not timm's"
+    assert policy("randaug-m7-mstd0.2-inc1") == "randaug-m7-mstd0.2-p0.5"
+    assert policy("randaug") == "randaug-m10-mstd0.5-p0.5", "MindCV's defaults"
     assert policy("augmix-m5-w4-d2") == "augmix-m5-w4-d2" and policy("trivialaugwide") == "trivialaugwide"
     _, notices = translate({}, {"mode": 0, "auto_augment": "randaug-m7-w0"})
-    assert any("w0" in n for n in notices) and any("varies the strength" in n for n in notices)
+    assert any("w0" in n for n in notices) and not any("varies the strength" in n for n in notices)
+    _, notices = translate({}, {"mode": 0, "auto_augment": "autoaug-mstd0.5"})
+    assert any("varies the strength" in n for n in notices)
+    _, notices = translate({"aa": "rand-m9"})
+    assert any("without inc1" in n for n in notices)
+    assert not any("inc1" in n for n in translate({"aa": "rand-m9-inc1"})[1])
     with pytest.raises(DialectError, match="3a"):
         policy("3a")
 
@@ -389,6 +441,11 @@ def test_timms_args_yaml_brings_timms_meaning() -> None:
     assert settings["lr_epoch_stair"] is True and settings["decay_epochs"] is None
     assert settings["drop_rate"] == 0.0 and settings["data_dir"] == "/d"
     assert "sgd is Nesterov" in "\n".join(notices)
+    untaught = {"kd_model_name": None, "kd_distill_type": "logit", "kd_loss_type": "kl", "kd_temperature": 4.0,
+                "distill_loss_weight": None, "task_loss_weight": None, "kd_student_feature_dim": None}  # fmt: skip
+    settings = translate({}, recipe | untaught)[0]
+    assert settings["distill_t"] == 4.0 and "distill_alpha" not in settings
+    load_config(None, {"kd_temperature": "4.0", "kd_distill_type": "logit"})
 
 
 def test_launching_is_the_launchers_business(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import yaml
 from cifar_files import binary_files
 from photos import class_folders
 from running import ROOT
+from temporary import NewFolder
 
 from inception_v4.cli.main import run
 from inception_v4.settings.dialects import translate
@@ -22,9 +23,9 @@ FIXTURES = ROOT / "tests" / "fixtures"
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(module_folder: NewFolder) -> Path:
     """Two classes, with the folders that both projects call their splits."""
-    root = tmp_path_factory.mktemp("photos")
+    root = module_folder("photos")
     for name, count in (("train", 4), ("val", 2), ("validation_preprocess", 2)):
         class_folders(root / name, {"ape": count, "bear": count})
     return root
@@ -60,7 +61,8 @@ def test_mindcvs_recipe(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert f"{name}" in said.split(" -> no effect")[0] or f"\n{name}" in said, name
 
 
-@pytest.mark.parametrize("file", [pytest.param("", marks=pytest.mark.slow), "_gpu", "_cpu"])  # the first is in fp16
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["", "_gpu", "_cpu"])
 def test_the_modelzoos_recipes(photos: Path, tmp_path: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = FIXTURES / f"modelzoo_default_config{file}.yaml"
     data, more = photos, ["--epoch_size", "2"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from inception_v4.settings.dialects.mindcv_combined import COMBINATIONS
+from inception_v4.settings.dialects.mindcv_combined import COMBINATIONS, MINDCV_MODELARTS
 from inception_v4.settings.dialects.rules import (
     NO_EFFECT,
     NOTHING,
@@ -31,10 +31,11 @@ from inception_v4.settings.dialects.shared import (
     DATASETS,
     IMAGENET,
     NO_PATHS,
-    NO_SPLITS,
     SENT_AHEAD,
     SHARED,
     momentum_unused,
+    option_name,
+    with_defaults,
 )
 
 SUBSET = "here a fixed, class-balanced subset of the whole set; MindCV draws anew, and per device"
@@ -59,7 +60,7 @@ class Launched:
 
 
 class Policy:
-    """auto_augment: MindCV's grammar, without its random strength."""
+    """auto_augment: MindCV's grammar and defaults; only RandAugment's strength varies at random here too."""
 
     def apply(self, name: str, value: Any) -> Outcome:
         if plain(value) is None:
@@ -68,21 +69,24 @@ class Policy:
         if kind == "3a":
             raise DialectError(f"{name}={value}: only this policy is missing; choose autoaug or trivialaugwide")
         notices = []
-        if kind in ("autoaug", "autoaugr", "randaug"):
+        if kind in ("autoaug", "autoaugr"):
             notices.append(f"{name}={value}: MindCV varies the strength at random (std 0.5), here it is fixed")
         if kind == "autoaugr":
             kind, notices = "autoaug", [*notices, f"{name}={value}: posterize is autoaug's, without the r"]
-        kept = {"randaug": ("m", "n"), "augmix": ("m", "w", "d")}.get(kind, ())
-        kept_options = [o for o in options if o.rstrip("0123456789.") in kept]
-        if kind == "randaug" and not any(o.startswith("m") for o in kept_options):
-            kept_options.insert(0, "m10")  # MindCV's default; this project's is timm's 9
+        kept = {"randaug": ("m", "n", "mstd"), "augmix": ("m", "w", "d")}.get(kind, ())
+        kept_options = [o for o in options if option_name(o) in kept]
+        if kind == "randaug":
+            kept_options = with_defaults(kept_options, "m10", "mstd0.5", "p0.5")
         lost = [o for o in options if o not in kept_options and not o.startswith("mstd")]
         if lost:
             notices.append(f"{name}={value}: {', '.join(lost)} has no effect here")
         return {name: "-".join([kind, *kept_options])}, notices
 
     def describe(self, name: str) -> str:
-        return "same grammar; the random strength (mstd) is not drawn; 3a is refused"
+        return (
+            "same grammar; for randaug MindCV's m10, mstd0.5 and p0.5 where they are not given; "
+            "elsewhere mstd is not drawn; 3a is refused"
+        )
 
 
 RULES: dict[str, Rule] = {
@@ -127,6 +131,7 @@ RULES: dict[str, Rule] = {
     "cutmix": Same(),
     "cutmix_prob": Same(),
     "aug_repeats": Same(),
+    "aug_splits": Valued("aug_splits", {"none": 0}),
     # model and checkpoints
     "model": Valued("model", {"inceptionv4": "inception_v4", "inception-v4": "inception_v4"}),
     "num_classes": Same(),
@@ -172,19 +177,20 @@ RULES: dict[str, Rule] = {
     "val_amp_level": Valued("val_amp", AMP),
     "loss_scale_type": Together("`loss_scale`: fixed -> the number, dynamic and auto -> dynamic"),
     "loss_scale": Same(),
+    # the cloud
+    "enable_modelarts": Together("true: the keys below count"),
+    **{name: Together(f"with enable_modelarts: {how}") for name, how in MINDCV_MODELARTS.items()},
     # in recipes of earlier versions
     "dynamic_loss_scale": Together("true: `loss_scale` dynamic"),
 }
 """What maps, in MindCV's order by group."""
 
 REFUSED = {
-    "aug_splits": f"{NO_SPLITS}; leave it out",
     "drop_path_rate": f"{NO_PATHS}; leave it out",
     "resume_opt": "MindCV's optimizer state cannot be continued; leave it out to start from the weights of ckpt_path "
     "(runs of this project go on with --resume auto)",
     "reduction": "the loss is the mean over the batch",
     "amp_cast_list": "a Python expression; autocast chooses the types. Leave it out",
-    "enable_modelarts": "mount or copy the bucket and give data_dir and output_dir",
 }
 
 IGNORED = {
@@ -195,10 +201,8 @@ IGNORED = {
     "eval_shuffle": "the order of validation changes nothing",
     "filter_bias_and_bn": "it never worked in MindCV: everything decays, as here "
     "(weight_decay_filter no_norm_bias does what it says)",
-    "multi_data_url": "a ModelArts path; use data_dir",
-    "data_url": "a ModelArts path; use data_dir",
-    "ckpt_url": "a ModelArts path; use ckpt_path",
-    "train_url": "a ModelArts path; use output_dir",
+    "multi_data_url": "no file of MindCV reads it; give data_url or data_dir",
+    "ckpt_url": "no file of MindCV reads it; give ckpt_path, which takes addresses",
 }
 
 QUIET: dict[str, tuple[Any, ...]] = {

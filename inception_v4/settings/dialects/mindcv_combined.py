@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+from inception_v4.settings.addresses import is_address
 from inception_v4.settings.dialects.rules import NO_EFFECT, NOTHING, Combination, DialectError, Outcome, View, shown
+from inception_v4.settings.dialects.shared import on_modelarts
+
+MINDCV_MODELARTS = {
+    "data_url": "`data_dir` is its folder of the name of `dataset`, copied to `data_cache`, which is /cache",
+    "train_url": "`upload_to`, as the results grow",
+}
+"""Keys of the cloud that MindCV's train.py reads, and what they are here."""
 
 
 def end_only(view: View) -> Outcome:
@@ -90,6 +101,22 @@ def keeping(view: View) -> Outcome:
     return NOTHING
 
 
+def mindcv_on_modelarts(view: View) -> Outcome:
+    """Data is copied from DATA_URL/DATASET before a run, and ckpt_save_dir to TRAIN_URL after it."""
+    given = [name for name in MINDCV_MODELARTS if view.get(name)]
+    if view.dialect != "MindCV":
+        return NOTHING
+    if not view.switch("enable_modelarts"):
+        return {}, [f"{', '.join(given)}{NO_EFFECT}enable_modelarts is False"] if given else []
+    settings: dict[str, Any] = {}
+    if url := view.get("data_url"):
+        settings["data_dir"] = "/".join(filter(None, (str(url).rstrip("/"), view.get("dataset"))))
+        settings |= {"data_cache": "/cache"} if is_address(url) else {}
+    if url := view.get("train_url"):
+        settings["upload_to"] = url if is_address(url) else Path(url).absolute().as_uri()
+    return on_modelarts(view, settings)
+
+
 COMBINATIONS = (
     Combination(("val_while_train",), end_only, also=("epoch_size", "epochs")),
     Combination(("use_nesterov",), nesterov, also=("opt",)),
@@ -99,4 +126,5 @@ COMBINATIONS = (
     Combination(("decay_epochs",), cosine_cut),
     Combination(("loss_scale_type", "dynamic_loss_scale"), loss_scaling, also=("loss_scale",)),
     Combination(("ckpt_save_policy",), keeping),
+    Combination(("enable_modelarts", *MINDCV_MODELARTS), mindcv_on_modelarts, also=("dataset",)),
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-from inception_v4.settings.addresses import redacted
 from inception_v4.settings.dialects.rules import (
     NO_EFFECT,
+    NOTHING,
     Combination,
     Dialect,
     DialectError,
@@ -22,7 +22,7 @@ from inception_v4.settings.dialects.rules import (
     one_number,
     shown,
 )
-from inception_v4.settings.dialects.shared import AMP, CIFAR, IMAGENET, SENT_AHEAD
+from inception_v4.settings.dialects.shared import AMP, CIFAR, IMAGENET, SENT_AHEAD, on_modelarts
 
 DEAD = "no file of the ModelZoo reads it"
 EVAL_KEY = "eval.py and export.py read it, train.py does not; give --ckpt_path"
@@ -169,7 +169,9 @@ def implied(view: View) -> Outcome:
 
 
 def modelarts(view: View) -> Outcome:
-    """The keys of the cloud's job form."""
+    """The keys of the cloud's job form; those of a recipe of MindCV mean what they do there."""
+    if view.dialect == "MindCV":
+        return NOTHING
     given = [name for name in MODELARTS if view.get(name)]
     if not view.switch("enable_modelarts"):
         # On a command line, data_path is the folder itself and no key of the cloud.
@@ -187,10 +189,7 @@ def modelarts(view: View) -> Outcome:
         given_file = view.layers[-1].get("checkpoint_path") or view.layers[-1].get("ckpt_file")
         file = given_file or next((layer["resume"] for layer in view.layers[:-1] if layer.get("resume")), "")
         settings["ckpt_path"] = behind(url, file, view.get("load_path"))
-    own = {name for name in settings if name in view.layers[-1]}
-    settings = {name: value for name, value in settings.items() if name not in own}
-    said = ", ".join(f"{name} {redacted(str(value))}" for name, value in settings.items())
-    return settings, [f"enable_modelarts: {said}"]
+    return on_modelarts(view, settings)
 
 
 def behind(checkpoint_url: str, file: str, load_path: str | None) -> str:

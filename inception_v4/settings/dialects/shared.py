@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from inception_v4.settings.addresses import redacted
 from inception_v4.settings.dialects.rules import (
     NO_EFFECT,
     NOTHING,
@@ -31,7 +32,7 @@ O3 = Word("fp16", "autocast with float32 weights and BatchNorm; O3's pure float1
 AMP = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": O3, "auto": "fp16"}
 DEVICES = {"ascend": "npu", "gpu": "cuda", "davinci": "npu"}
 DATASETS: dict[str, Any] = {
-    **{name: name for name in ("imagenet", "folder", "list", "cifar10", "cifar100", "shapes")},
+    **{name: name for name in ("imagenet", "folder", "list", "wds", "cifar10", "cifar100", "shapes")},
     "imagefolder": "folder", "torch/cifar10": "cifar10", "torch/cifar100": "cifar100",
     "mnist": Refused("28-pixel grey digits are not offered; cifar10 and shapes are as small"),
 }  # fmt: skip
@@ -40,7 +41,6 @@ SCHEDULERS = {
     "step_decay": "step", "multi_step_decay": "multi_step", "polynomial_decay": "polynomial", "multistep": "multi_step",
 }  # fmt: skip
 NO_PATHS = "Inception-v4 has no residual paths to drop"
-NO_SPLITS = "batches split for the Jensen-Shannon loss are not offered"
 SENT_AHEAD = "batches always go to the device ahead of time"
 """Reasons that several projects share."""
 
@@ -104,6 +104,24 @@ SHARED: dict[str, Rule] = {
     ),
 }
 """Our names, in every recipe and on the command line."""
+
+
+def option_name(option: str) -> str:
+    """Of an option of an augmentation policy: `m` of `m9`, `mstd` of `mstd0.5`."""
+    return option.rstrip("0123456789.")
+
+
+def with_defaults(options: Sequence[str], *defaults: str) -> list[str]:
+    """A policy's options, and those of `defaults` whose name is not among them."""
+    given = {option_name(option) for option in options}
+    return [*options, *(default for default in defaults if option_name(default) not in given)]
+
+
+def on_modelarts(view: View, settings: Mapping[str, Any]) -> Outcome:
+    """What a job's keys of the cloud ask for, without what the command line says itself; and a line about it."""
+    settings = {name: value for name, value in settings.items() if name not in view.layers[-1]}
+    said = ", ".join(f"{name} {redacted(str(value))}" for name, value in settings.items())
+    return settings, [f"enable_modelarts: {said}"] if said else []
 
 
 def clipping(view: View) -> Outcome:

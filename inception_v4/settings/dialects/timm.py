@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from inception_v4.settings.dialects.rules import (
-    NO_EFFECT,
     NOTHING,
-    Combination,
     Dialect,
     DialectError,
     Outcome,
@@ -16,14 +14,14 @@ from inception_v4.settings.dialects.rules import (
     Same,
     Together,
     Valued,
-    View,
     Word,
     all_rules,
     numbers,
     plain,
     shown,
 )
-from inception_v4.settings.dialects.shared import DATASETS, NO_PATHS, NO_SPLITS, SHARED, momentum_unused
+from inception_v4.settings.dialects.shared import DATASETS, NO_PATHS, SHARED, with_defaults
+from inception_v4.settings.dialects.timm_combined import COMBINATIONS, dropped, implied
 
 BY_EPOCH = "timm changes it once per epoch (here: lr_epoch_stair) and starts its cosine at epoch 0, during the warm-up"
 
@@ -56,6 +54,21 @@ class WhenGiven:
 
     def describe(self, name: str) -> str:
         return ("same" if self.to == name else f"`{self.to}`") + (f"; {self.note}" if self.note else "")
+
+
+class RandomOperations:
+    """aa: the same grammar, with what timm takes where nothing is given."""
+
+    def apply(self, name: str, value: Any) -> Outcome:
+        kind, *options = str(value).strip().lower().split("-")
+        if kind != "rand":
+            return {"auto_augment": value}, []
+        weaker = f"{name}={shown(value)}: without inc1 timm weakens some operations with m, which here strengthens all"
+        notices = [] if "inc1" in options else [weaker]
+        return {"auto_augment": "-".join([kind, *with_defaults(options, "m10", "p0.5")])}, notices
+
+    def describe(self, name: str) -> str:
+        return "`auto_augment`, in the same grammar; for `rand` m is 10 and p 0.5 where they are not given, as in timm"
 
 
 RULES: dict[str, Rule] = {
@@ -135,8 +148,11 @@ RULES: dict[str, Rule] = {
     "hflip": Same(),
     "vflip": Same(),
     "color_jitter": Valued("color_jitter", {"none": 0.0}),
-    "aa": Renamed("auto_augment"),
+    "aa": RandomOperations(),
     "aug_repeats": Same(),
+    "aug_splits": Together("same, with timm's --jsd-loss"),
+    "jsd_loss": Together("`aug_splits`"),
+    "resplit": Together("always so with `aug_splits`: the clean part of a batch is not erased"),
     "bce_loss": Valued("loss", {"true": "bce", "false": "ce"}),
     "reprob": Renamed("re_prob"),
     "remode": Valued("re_value", {
@@ -161,13 +177,19 @@ RULES: dict[str, Rule] = {
     "checkpoint_hist": Renamed("keep_checkpoint_max"),
     "output": Together("`output_dir` = output/experiment"),
     "experiment": Together("`output_dir` = output/experiment"),
+    "log_wandb": Valued("logger", {"true": "wandb", "false": None}),
+    # distillation
+    "kd_model_name": Renamed("teacher"),
+    "kd_temperature": Renamed("distill_t"),
+    "task_loss_weight": Together("`distill_alpha` = 1 - task_loss_weight"),
+    "distill_loss_weight": Together("`distill_alpha`; the two add up to 1"),
 }  # fmt: skip
-"""What maps of the arguments of timm 1.0's train.py; those of its NaFlex loader and of distillation do not apply."""
+"""What maps of the arguments of timm 1.0's train.py; those of its NaFlex loader do not apply."""
 
 REFUSED = {
     **dict.fromkeys((
         "drop_block", "split_bn", "opt_kwargs", "lr_noise", "lr_k_decay", "color_jitter_prob", "grayscale_prob",
-        "gaussian_blur_prob", "jsd_loss", "bce_target_thresh", "bce_pos_weight", "cutmix_minmax", "mixup_off_epoch",
+        "gaussian_blur_prob", "bce_target_thresh", "bce_pos_weight", "cutmix_minmax", "mixup_off_epoch",
         "tta",
     ), "there is no such option here"),
     **dict.fromkeys(("input_key", "target_key"), "hub data sets are not read; give a folder"),
@@ -192,22 +214,24 @@ REFUSED = {
     "epoch_repeats": "give epochs",
     "cooldown_epochs": "add them to epochs and give decay_epochs",
     "train_crop_mode": "random_resized is train_crop's default",
-    "aug_splits": NO_SPLITS,
     "bce_sum": "the loss is a mean",
     "recount": "one box per picture",
-    "resplit": "goes with aug_splits",
     "mixup_switch_prob": "half and half",
     "mixup_mode": "one draw per batch",
     "layer_decay_min_scale": "the rate falls with every layer",
     "layer_decay_no_opt_scale": "give freeze",
+    **dict.fromkeys(("kd_distill_type", "kd_loss_type", "kd_token_distill_type"),
+                    "the divergence of the answers (logits) is learnt"),
+    **dict.fromkeys(("kd_student_feature_dim", "kd_teacher_feature_dim"), "features are not distilled, answers are"),
     "naflex_loader": "for vision transformers",
 }  # fmt: skip
 
 IGNORED = {
     **dict.fromkeys(("pin_mem", "no_prefetcher", "use_multi_epochs_loader"),
                     "pinned memory, persistent workers and prefetching are always on where they help"),
-    **dict.fromkeys(("log_wandb", "wandb_project", "wandb_tags", "wandb_resume_id"),
-                    "metrics go to metrics.jsonl and TensorBoard"),
+    "wandb_project": "the variable WANDB_PROJECT names it",
+    "wandb_tags": "the variable WANDB_TAGS gives them",
+    "wandb_resume_id": "a resumed run goes on as the same run there by itself",
     **dict.fromkeys(("lr_noise_pct", "lr_noise_std"), "goes with lr_noise"),
     "input_img_mode": "pictures are read as RGB, or as grey for 1 channel",
     "fast_norm": "for layer norms, which this network has not",
@@ -228,6 +252,7 @@ QUIET: dict[str, tuple[Any, ...]] = {
     "mixup_switch_prob": (0.5,), "lr_cycle_mul": (1,), "lr_k_decay": (1,), "lr_noise_pct": (0.67,),
     "lr_noise_std": (1,), "dist_bn": ("reduce",), "warmup_prefix": (True,), "patience_epochs": (10,),
     "worker_seeding": ("all",), "head_init_scale": (None,),
+    "kd_distill_type": ("logit",), "kd_loss_type": ("kl",), "kd_token_distill_type": ("soft",),
     "color_jitter_prob": (None,), "bce_target_thresh": (None,), "bce_pos_weight": (None,),
 }  # fmt: skip
 """timm's own defaults, where 0 and false ask for something."""
@@ -245,65 +270,6 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def half_precision(view: View) -> Outcome:
-    """timm's --amp takes its type from --amp-dtype."""
-    if view.get("amp") is not True:
-        return NOTHING
-    words = {"bfloat16": "bf16", "float16": "fp16"}
-    if view.get("amp_dtype") not in words:
-        raise DialectError(f"amp_dtype={shown(view.get('amp_dtype'))}: choose bfloat16 or float16")
-    return {"amp": words[view.get("amp_dtype")]}, []
-
-
-def base_rate(view: View) -> Outcome:
-    if view.get("lr") is not None:
-        return NOTHING
-    scale, opt = view.get("lr_base_scale"), str(view.get("opt"))
-    if scale == "sqrt" or (scale is None and any(word in opt for word in ("ada", "lamb"))):
-        raise DialectError("lr_base_scale=sqrt: the learning rate grows linearly with the batch; give --lr itself")
-    return {"lr": view.get("lr_base"), "lr_base_batch": view.get("lr_base_size") or 256}, []
-
-
-def per_epoch(view: View) -> Outcome:
-    return {"lr_epoch_stair": view.get("sched_on_updates") is False}, []
-
-
-def cosine_length(view: View) -> Outcome:
-    """decay_epochs is for the step schedule in timm; its cosine lasts as long as the run."""
-    return ({"decay_epochs": None}, []) if str(view.get("sched")).lower() == "cosine" else NOTHING
-
-
-def output_folder(view: View) -> Outcome:
-    parts = [str(part) for part in (view.get("output"), view.get("experiment")) if part]
-    return ({"output_dir": "/".join(parts)}, []) if parts else NOTHING
-
-
-def no_augmentation(view: View) -> Outcome:
-    if not view.switch("no_aug"):
-        return NOTHING
-    plain_pictures = {"train_crop": "centre", "hflip": 0.0, "vflip": 0.0, "color_jitter": 0.0, "auto_augment": None}
-    return plain_pictures | {"re_prob": 0.0}, []
-
-
-def one_interpolation(view: View) -> Outcome:
-    wanted = str(view.get("train_interpolation"))
-    if wanted == "random":
-        return {}, [f"train_interpolation=random{NO_EFFECT}training uses interpolation, as validation does"]
-    if view.get("interpolation") in (None, wanted):
-        return {"interpolation": wanted}, []
-    raise DialectError(f"train_interpolation={wanted} and interpolation={view.get('interpolation')}: here they are one")
-
-
-def implied(view: View) -> Outcome:
-    """What timm's code does without being told: pictures as they are stored, class folders sorted naturally."""
-    return {"exif_rotation": False, "class_order": "natural"}, []
-
-
-def dropped(view: View) -> dict[str, str]:
-    """timm writes its momentum of 0.9 into every args.yaml."""
-    return momentum_unused(view, ("sgd", "momentum", "nesterov", "rmsprop", "lar", "madgrad", "kron", "muon", "orbv"))
-
-
 TIMM = Dialect(
     title="timm",
     rules=all_rules(RULES, refused=REFUSED, ignored=IGNORED, quiet=QUIET),
@@ -311,13 +277,5 @@ TIMM = Dialect(
     defaults=DEFAULTS,
     dropped=dropped,
     implied=implied,
-    combinations=(
-        Combination(("amp_dtype",), half_precision, also=("amp",)),
-        Combination(("lr_base",), base_rate, also=("lr_base_size",)),
-        Combination(("sched_on_updates",), per_epoch),
-        Combination(("sched",), cosine_length),
-        Combination(("output", "experiment"), output_folder),
-        Combination(("no_aug",), no_augmentation),
-        Combination(("train_interpolation",), one_interpolation),
-    ),
+    combinations=COMBINATIONS,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -13,10 +14,19 @@ PREPROCESSING_FIELDS = ("image_size", "mean", "std", "crop_pct", "interpolation"
 """Settings that are also fields of `Preprocessing`."""
 
 
+def _all(strengths: float | tuple[float, ...]) -> tuple[float, ...]:
+    return strengths if isinstance(strengths, tuple) else (strengths,)
+
+
 class Augmentation(Section):
     """Input size, training augmentation and normalisation."""
 
-    image_size: Annotated[int, Field(ge=MIN_IMAGE_SIZE)] = Field(299, description="side of the network input, >= 75")
+    image_size: Annotated[int, Field(ge=MIN_IMAGE_SIZE)] = Field(
+        299, description="side of the network input, >= 75; a range (128-299) grows over the epochs"
+    )
+    first_image_size: Annotated[int, Field(ge=MIN_IMAGE_SIZE)] | None = Field(
+        None, description="the first of sizes that grow up to image_size: what a range there says"
+    )
     train_crop: Literal["random_resized", "pad", "centre"] = Field(
         "random_resized", description="`pad` is CIFAR's: pad 4, random crop at the original size, then resize"
     )
@@ -28,7 +38,7 @@ class Augmentation(Section):
         0.0, description="strength for brightness, contrast and saturation, or one for each and for hue (to 0.5)"
     )
     auto_augment: str | None = Field(
-        None, description="autoaug, randaug[-mM-nN], trivialaugwide or augmix[-mM]; replaces color_jitter"
+        None, description="autoaug, randaug[-mM-nN-pP-mstdS], trivialaugwide or augmix[-mM]; replaces color_jitter"
     )
     re_prob: Fraction = Field(0.0, description="probability of random erasing (after normalisation)")
     re_scale: Range = Field((0.02, 1 / 3), description="area range of the erased box")
@@ -38,6 +48,9 @@ class Augmentation(Section):
     mixup: Annotated[float, Field(ge=0)] = Field(0.0, description="beta parameter of mixup; 0 is off")
     cutmix: Annotated[float, Field(ge=0)] = Field(0.0, description="beta parameter of cutmix; 0 is off")
     cutmix_prob: Fraction = Field(1.0, description="probability that a batch is mixed at all")
+    aug_splits: int = Field(
+        0, description="each picture clean and so many minus one times augmented, with the Jensen-Shannon loss; 0: off"
+    )
     aug_repeats: Annotated[int, Field(ge=0)] = Field(0, description="draws of the same picture per epoch (0: one)")
     interpolation: Literal["bicubic", "bilinear", "nearest"] = Field("bicubic", description="resize filter")
     antialias: bool = Field(True, description="False resizes as MindSpore does")
@@ -48,14 +61,40 @@ class Augmentation(Section):
     mean: PerChannel = Field(INCEPTION_MEAN, description="per channel, on the 0-1 scale")
     std: PerChannel = Field(INCEPTION_STD, description="per channel, on the 0-1 scale")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _size_range(cls, values: Any) -> Any:
+        """`image_size` 128-299 as the two numbers that it means."""
+        size = values.get("image_size") if isinstance(values, dict) else None
+        match = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", size) if isinstance(size, str) else None
+        if match is None:
+            return values
+        return values | {"first_image_size": int(match[1]), "image_size": int(match[2])}
+
     @model_validator(mode="after")
     def _ranges(self) -> Augmentation:
+        if self.first_image_size and self.first_image_size > self.image_size:
+            raise ValueError(
+                f"image_size {self.first_image_size}-{self.image_size} falls: give the smaller one first, as in 128-299"
+            )
+        self._check_splits()
         for name in ("scale", "ratio", "re_scale", "re_ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"{name} ({low}, {high}) must be a rising pair of positive numbers")
         self.preprocessing()
         return self
+
+    def _check_splits(self) -> None:
+        splits = self.aug_splits
+        if splits < 0 or splits == 1:
+            raise ValueError(f"aug_splits {splits}: give 0, or at least 2: one part of a batch stays clean")
+        if splits and (self.mixup or self.cutmix):
+            raise ValueError(f"aug_splits {splits} with mixup or cutmix: the parts of a batch would no longer be pairs")
+        if splits and not (self.auto_augment or self.re_prob or any(_all(self.color_jitter))):
+            raise ValueError(
+                f"aug_splits {splits} without auto_augment, color_jitter or re_prob: all parts are the same"
+            )
 
     def preprocessing(self) -> Preprocessing:
         """The evaluation side of this section, as it travels with weights."""

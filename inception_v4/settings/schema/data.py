@@ -16,8 +16,10 @@ LISTS = (".csv", ".tsv", ".jsonl", ".parquet")
 class Data(Section):
     """Pictures: where they are and how they are read."""
 
-    dataset: Literal["shapes", "imagenet", "folder", "list", "cifar10", "cifar100"] | None = Field(
-        None, description="kind of data; default: `list` or `folder` when data_dir is given, else generated `shapes`"
+    dataset: Literal["shapes", "imagenet", "folder", "list", "wds", "cifar10", "cifar100"] | None = Field(
+        None,
+        description="kind of data; default: `list` or `folder` when data_dir is given, else generated `shapes`; "
+        "wds: webdataset's shards, as `pack` writes them",
     )
     data_dir: str | None = Field(
         None,
@@ -64,6 +66,10 @@ class Data(Section):
     batch_size: Positive = Field(32, description="images per device")
     val_batch_size: Positive | None = Field(None, description="images per device in validation; default batch_size")
     workers: Annotated[int, Field(ge=0)] | None = Field(None, description="loader processes; default: by CPU count")
+    shard_buffer: Positive = Field(
+        20_000,
+        description="dataset wds: pictures that are shuffled among themselves, of shards in a new order each epoch",
+    )
     scaled_decoding: bool = Field(
         True, description="training: decode a large JPEG at 1/2, 1/4 or 1/8 where the crop keeps the input's pixels"
     )

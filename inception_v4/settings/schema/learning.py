@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from inception_v4.settings.schema.forms import Positive, Seconds, Section, split_list
+from inception_v4.settings.schema.forms import Fraction, Positive, Seconds, Section, split_list
 
 BLOCKS = 22
 """Entries of the network's `features`."""
@@ -74,6 +74,10 @@ class Optimizer(Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.9999, description="decay of the average")
     ema_warmup: Annotated[int, Field(ge=0)] = Field(2000, description="steps scale of the decay's warm-up; 0: none")
 
+    swa_epochs: Annotated[int, Field(ge=0)] = Field(
+        0, description="average the weights of so many last epochs, validated at the end; 0: none"
+    )
+
     @model_validator(mode="after")
     def _frozen(self) -> Optimizer:
         if self.unfreeze_at and not frozen_blocks(self.freeze):
@@ -100,7 +104,11 @@ class Schedule(Section):
     patience: Positive | None = Field(
         None, description="end after so many validations in a row without a better monitor"
     )
-    monitor: Literal["top1", "top5", "loss"] = Field("top1", description="figure by which weights are the best")
+    monitor: Literal["top1", "top5", "loss", "f1", "map"] = Field(
+        "top1",
+        description="figure of validation by which weights are the best; f1 is the mean of the classes; map is mean "
+        "average precision, the default where pictures have several classes",
+    )
     start_epoch: Annotated[int, Field(ge=0)] = Field(
         0, description="first epoch, counted from 0: its learning rates and its order of the pictures"
     )
@@ -135,11 +143,20 @@ class Schedule(Section):
 class Training(Section):
     """Loss, precision and speed."""
 
-    loss: Literal["ce", "bce"] = Field("ce", description="cross-entropy, or binary cross-entropy per class")
+    loss: Literal["ce", "bce"] = Field(
+        "ce",
+        description="cross-entropy, or binary cross-entropy per class: with it a list may have several for a picture",
+    )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share spread over all classes")
     class_weights: str | None = Field(
         None, description="weights of the classes in the loss: balanced, or a file (lines of class,weight, or JSON)"
     )
+    teacher: str | None = Field(
+        None, description="learn its answers too: a network of timm's, or weights of this one (file, run directory)"
+    )
+    teacher_ckpt: str | None = Field(None, description="weights of a teacher of timm's; default those that timm has")
+    distill_alpha: Fraction = Field(0.5, description="share of the teacher in the loss")
+    distill_t: Annotated[float, Field(gt=0)] = Field(4.0, description="temperature of the teacher's answers")
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         "auto", description="mixed precision; auto: bf16 where the device is faster with it; O0 is off, O1 to O3 fp16"
     )
@@ -147,9 +164,22 @@ class Training(Section):
         None, description="precision of validation; default amp, for `validate` off where amp is not given"
     )
     loss_scale: Annotated[float, Field(gt=0)] | Literal["dynamic"] = Field("dynamic", description="fp16: or a constant")
+    cache_features: bool = Field(
+        False,
+        description="with freeze backbone and no augmentation: compute each picture's features once, keep them on disk "
+        "and train the classifier on them",
+    )
     compile: bool = Field(False, description="torch.compile")
     channels_last: bool | None = Field(None, description="memory format; default: what the device likes")
     sync_bn: bool = Field(False, description="batch statistics over all processes")
     tf32: bool = Field(True, description="TF32 (CUDA) or HF32 (Ascend) in float32 convolutions and products")
     deterministic: bool = Field(False, description="bit-reproducible kernels, slower")
     fused_optimizer: bool = Field(False, description="Ascend: its fused optimizer, where that is right")
+
+    @model_validator(mode="after")
+    def _taught(self) -> Training:
+        fields = type(self).model_fields
+        given = [n for n in ("teacher_ckpt", "distill_alpha", "distill_t") if getattr(self, n) != fields[n].default]
+        if given and not self.teacher:
+            raise ValueError(f"{' and '.join(given)} without a teacher: give teacher, or leave it out")
+        return self

@@ -38,6 +38,9 @@ class Run(Section):
         description="several processes: seconds without progress after which each names whom it waits for and ends",
     )
     tensorboard: bool = Field(True, description="write TensorBoard events")
+    logger: Literal["wandb", "mlflow"] | None = Field(
+        None, description="tell Weights & Biases or MLflow too: pip install 'inception-v4[wandb]' or '[mlflow]'"
+    )
     report: bool = Field(False, description="write report.html into the run directory at the end")
     profile: bool = Field(False, description="record a profiler trace of some steps into the run directory")
     smoke: bool = Field(False, description="shrink any recipe to under a minute on a CPU")

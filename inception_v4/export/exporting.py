@@ -18,8 +18,10 @@ from inception_v4.files import publish, staged
 from inception_v4.inference.agreement import check_pictures
 from inception_v4.inference.factory import open_model
 from inception_v4.inference.network import Signature, in_batches
+from inception_v4.settings.addresses import is_address
 from inception_v4.weights import read_weights
 from inception_v4.weights.class_names import class_names_of
+from inception_v4.weights.record import probabilities_of
 
 __all__ = ["ExportError", "ExportReport", "Target", "export_model"]
 
@@ -101,13 +103,13 @@ def intention(source: str, output: str | Path, target: Target) -> str:
     Raises:
         ExportError: as `export_model`, for what the options alone show.
     """
-    output = Path(output)
     row = _row(target, output)
     if row is FORMATS["om"]:
         row.needs(target)
         assert target.om is not None
         size = target.image_size or read_weights(source).info.preprocessing.image_size
-        return shlex.join(atc_for(output, target.om, size))
+        file = Path(output).name if is_address(str(output)) else output  # it is made here, and goes there
+        return shlex.join(atc_for(Path(file), target.om, size))
     name = next(name for name, known in FORMATS.items() if known is row)
     asked = {
         "image_size": target.image_size, "num_classes": target.num_classes, "batch_size": target.batch_size,
@@ -117,14 +119,15 @@ def intention(source: str, output: str | Path, target: Target) -> str:
     return f"{source} -> {output}: format {name}, {said or 'everything else as the weights have it'}"
 
 
-def _row(target: Target, output: Path) -> Format:
+def _row(target: Target, output: str | Path) -> Format:
     """The row for a target; refuses a suffix that the format's programs would not read, and options it cannot have."""
     by_suffix = {row.suffix: name for name, row in reversed(FORMATS.items())}
-    name = target.format or by_suffix.get(output.suffix)
+    suffix = Path(output).suffix
+    name = target.format or by_suffix.get(suffix)
     if name not in FORMATS:
-        raise ExportError(f"{output}: {name or output.suffix!r} is no format: give --format {'|'.join(FORMATS)}")
+        raise ExportError(f"{output}: {name or suffix!r} is no format: give --format {'|'.join(FORMATS)}")
     row = FORMATS[name]
-    if output.suffix != row.suffix:
+    if suffix != row.suffix:
         raise ExportError(f"{output}: files of the format {name} end in {row.suffix}")
     if (target.preprocess or target.softmax) and not row.takes_pictures:
         raise ExportError(
@@ -175,7 +178,8 @@ def _check(plan: Plan, row: Format, path: Path, report: ExportReport) -> None:
     pictures = check_pictures(plan.info) if plan.compared is None else plan.compared
     normalise = Normalise(plan.info.preprocessing)
     expected = plan.network(normalise(pictures))
-    expected = expected.softmax(1) if plan.signature.softmax else expected
+    if plan.signature.softmax:
+        expected = probabilities_of(expected, multi_label=plan.info.multi_label)
     run, engine = row.open(path.with_suffix(row.compared or path.suffix), plan.target.device)
     inputs = plan.inputs(pictures).to(plan.target.device if row is FORMATS["aoti"] else "cpu")
     outputs = [in_batches(run, part, plan.signature.batch_size).cpu() for part in (inputs, inputs[:1])]

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inception_v4.console import track
+from inception_v4.data.labelled import Source
 from inception_v4.data.normalise import Normalise
 from inception_v4.data.pictures import Decoding, read_picture
+from inception_v4.data.splits import balanced
 from inception_v4.data.views import eval_transform
 from inception_v4.export.quantization import draw_pictures
 from inception_v4.export.target import ExportError, Target
 from inception_v4.inference.network import Signature, as_pixels, export_description
 from inception_v4.network.fusion import fuse
 from inception_v4.network.model import InceptionV4
+from inception_v4.storage.fetch import local_copy
 from inception_v4.weights import WeightsInfo
+from inception_v4.weights.record import probabilities_of
 
 
 @dataclass
@@ -49,14 +57,14 @@ class Plan:
 
 
 class Deployed(nn.Module):
-    """What is exported: the fused network, with normalisation before and softmax behind it where asked for."""
+    """What is exported: the fused network, with normalisation before and probabilities behind it where asked for."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, network: InceptionV4, info: WeightsInfo, signature: Signature) -> None:
         super().__init__()
-        self.network, self.signature = fuse(network, join=False), signature
+        self.network, self.signature, self.multi_label = fuse(network, join=False), signature, info.multi_label
         if signature.preprocess:
             self.register_buffer("mean", torch.tensor(info.preprocessing.mean).mul(255).view(1, -1, 1, 1))
             self.register_buffer("std", torch.tensor(info.preprocessing.std).mul(255).view(1, -1, 1, 1))
@@ -67,22 +75,32 @@ class Deployed(nn.Module):
         maps = self.network.forward_features(image)
         # Not a mean, nor flattened: those become operators that differ between versions of ONNX.
         logits = self.network.get_classifier()(F.avg_pool2d(maps, maps.shape[-2:]).squeeze((2, 3)))
-        return logits.softmax(1) if self.signature.softmax else logits
+        return probabilities_of(logits, multi_label=self.multi_label) if self.signature.softmax else logits
 
 
 CALIBRATION, COMPARED = 256, 64
 """Most pictures that ranges are taken from, as more change them little, and that an 8-bit file is compared on."""
 
 
-def calibration_pictures(folder: str, info: WeightsInfo) -> tuple[Tensor, Tensor]:
-    """Up to `CALIBRATION` pictures of all classes of a folder, and up to `COMPARED` others, uint8 [N, C, S, S].
+def calibration_pictures(pictures: str | Source, info: WeightsInfo) -> tuple[Tensor, Tensor]:
+    """Up to `CALIBRATION` pictures of all classes, and up to `COMPARED` others, uint8 [N, C, S, S].
+
+    Args:
+        pictures: a folder or its address, or labelled pictures.
 
     Raises:
         ExportError, CorruptImage: there are fewer than two, or one cannot be read.
     """
-    resize, how = eval_transform(info.preprocessing), Decoding(info.preprocessing.exif_rotation)
-    ranges, others = draw_pictures(Path(folder), ranges=CALIBRATION, compared=COMPARED)
+    resize, rotation = eval_transform(info.preprocessing), info.preprocessing.exif_rotation
+    if isinstance(pictures, Source):
+        drawn = np.random.default_rng(0).permutation(balanced(pictures.labels, CALIBRATION + COMPARED, 0)).tolist()
+        compared = len(drawn) * COMPARED // (CALIBRATION + COMPARED) or len(drawn) // 2
+        others, ranges = drawn[:compared], drawn[compared:]
+        load: Callable[[Any], Tensor] = partial(pictures.load, exif_rotation=rotation)
+    else:
+        ranges, others = draw_pictures(Path(local_copy(pictures)), ranges=CALIBRATION, compared=COMPARED)
+        load = partial(read_picture, how=Decoding(rotation))
     if not others:
-        raise ExportError(f"--int8 {folder} holds no pictures, or one: give some hundred like those to come")
-    read = [resize(read_picture(path, how)) for path in track([*ranges, *others], "reading pictures")]
+        raise ExportError(f"--int8 {pictures} holds no pictures, or one: give some hundred like those to come")
+    read = [resize(load(picture)) for picture in track([*ranges, *others], "reading pictures")]
     return torch.stack(read[: len(ranges)]), torch.stack(read[len(ranges) :])

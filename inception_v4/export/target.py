@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from inception_v4.export.om import OmTarget
+
+if TYPE_CHECKING:
+    from inception_v4.data.labelled import Source
 
 FORMAT_NAMES = ("onnx", "openvino", "pt2", "aoti", "mindir", "air", "om")
 """Of the formats that can be written."""
@@ -33,7 +37,8 @@ class Target:
         opset: of ONNX, one of `OPSETS`.
         device: that `aoti` compiles for.
         om: chip and options of `om`.
-        calibrate: folder of pictures; makes the convolutions of `onnx` and `openvino` 8-bit, with ranges from them.
+        calibrate: folder of pictures, or a data set; makes the convolutions of `onnx` and `openvino` 8-bit, with
+            ranges from them.
         check: compare the file with the network before it takes its name.
     """
 
@@ -47,4 +52,4 @@ class Target:
     device: str = "cpu"
     om: OmTarget | None = None
     check: bool = True
-    calibrate: str | None = None
+    calibrate: str | Source | None = None

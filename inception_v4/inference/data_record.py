@@ -20,7 +20,7 @@ KEY = "data"
 
 _SHAPES = ("shapes_train", "shapes_val", "shapes_classes", "shapes_size")
 _SPLITS = ("train_split", "val_split", "val_fraction", "folds", "fold")
-_IN_A_FOLDER = ("folder", "imagenet", "list")
+_IN_A_FOLDER = ("folder", "imagenet", "list", "wds")
 
 
 def record(data: Data, seed: int) -> dict[str, Any]:
@@ -63,8 +63,8 @@ def validation_data(data: Data, seed: int | None, *, source: str, info: WeightsI
         raise ValueError(f"{source}: its record of the data is not usable: give --data-dir FOLDER") from error
     usable = recorded.model_dump(exclude_unset=True)
     if data.data_dir:
-        # Another copy of the data may have no folders of these names. A list says itself what it has.
-        named_folders = [name for name in _SPLITS[:2] if name in usable and data.kind != "list"]
+        # Another copy of the data may have no folders of these names. Lists and shards say themselves what they have.
+        named_folders = [name for name in _SPLITS[:2] if name in usable and data.kind not in ("list", "wds")]
         absent = [name for name in named_folders if not Path(data.data_dir, usable[name]).is_dir()]
         usable = {name: value for name, value in usable.items() if name not in absent}
     else:

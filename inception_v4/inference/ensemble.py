@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from inception_v4.accelerator.precision import Precision
@@ -76,6 +77,11 @@ def open_others(
                 f"{source} takes {network.info.in_channels} channels and the first network of the ensemble "
                 f"{beside.info.in_channels}: their pictures are not the same"
             )
+        if network.info.multi_label != beside.info.multi_label:
+            raise ValueError(
+                f"{source} and the first network of the ensemble differ in whether a picture has one class or several: "
+                "give weights of one kind"
+            )
         _check_alike(source, network.info.preprocessing.replace(**given), beside.info.preprocessing.replace(**given))
         if columns := _columns(source, network.info, beside.info):
             network.model = _reordered(network.model, columns)
@@ -100,7 +106,8 @@ def ready(
     if len(networks) == len(views) == 1:
         return Ready(networks[0].model, prepared[0], precision, batch_size, how)
     models = [_prepared(network.model, prepare) for network, prepare in zip(networks, prepared, strict=True)]
-    model = _mean(models, mirrored=views.mirrored, batch_size=batch_size)
+    multi_label = networks[0].info.multi_label
+    model = _mean(models, mirrored=views.mirrored, batch_size=batch_size, multi_label=multi_label)
     pictures, idle = max(1, batch_size // len(views)), views.crops > 1 and given.get("crop_pct") is not None
     return Ready(model, _as_they_are, precision, pictures, how, len(networks), idle)
 
@@ -114,9 +121,12 @@ def _prepared(model: Callable[[Tensor], Tensor], prepare: Callable[[Tensor], Ten
 
 
 def _mean(
-    models: Sequence[Callable[[Tensor], Tensor]], *, mirrored: bool, batch_size: int
+    models: Sequence[Callable[[Tensor], Tensor]], *, mirrored: bool, batch_size: int, multi_label: bool
 ) -> Callable[[Tensor], Tensor]:
-    """Pictures [B, C, S, S] or [B, V, C, S, S] uint8 to the logarithm of mean probabilities, float32 [B, K]."""
+    """Pictures [B, C, S, S] or [B, V, C, S, S] uint8 to float32 [B, K], whose probabilities are the mean ones.
+
+    That is their logarithm, or of several classes the logarithm of their odds.
+    """
 
     def model(images: Tensor) -> Tensor:
         views = images if images.dim() == 5 else images[:, None]
@@ -125,11 +135,14 @@ def _mean(
         flat = views.flatten(0, 1)
         # Parts of one size, so that none is a rest that costs as much as a whole one.
         parts = flat.tensor_split(-(-len(flat) // batch_size))
-        logarithms = torch.stack(
-            [torch.cat([network(part).float() for part in parts]).log_softmax(1) for network in models], dim=1
-        )
-        each = logarithms.unflatten(0, views.shape[:2]).flatten(1, 2)  # [B, views x networks, K]
-        return each.logsumexp(1) - math.log(each.shape[1])
+        outputs = torch.stack([torch.cat([network(part).float() for part in parts]) for network in models], dim=1)
+        each = outputs.unflatten(0, views.shape[:2]).flatten(1, 2)  # [B, views x networks, K]
+        if multi_label:
+            # From both ends: 1 minus a probability near 1 has no digits left.
+            count = math.log(each.shape[1])
+            yes, no = (F.logsigmoid(signed).logsumexp(1) - count for signed in (each, -each))
+            return yes - no
+        return each.log_softmax(-1).logsumexp(1) - math.log(each.shape[1])
 
     return model
 

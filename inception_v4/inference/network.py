@@ -17,11 +17,13 @@ from torch import Tensor
 from inception_v4.accelerator import Accelerator, select
 from inception_v4.accelerator.precision import Precision
 from inception_v4.data.normalise import Normalise
+from inception_v4.files import parse_json
 from inception_v4.inference.factory import open_model
 from inception_v4.inference.sessions import RUNTIMES, ExportedFileError, Session
 from inception_v4.network.fusion import fuse
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.weights import Weights, WeightsError, WeightsInfo
+from inception_v4.weights.source import local_weights
 
 TORCH, AUTO = "torch", "auto"
 """The runtime of weights files, and the choice between it and what else is installed."""
@@ -39,7 +41,7 @@ class Signature:
 
     Attributes:
         preprocess: takes uint8 [N, S, S, C] and normalises by itself; else float32 [N, C, S, S], normalised.
-        softmax: gives probabilities [N, K]; else logits.
+        softmax: gives probabilities [N, K], of several classes each one's sigmoid; else logits.
         batch_size: the only N that it takes; None for any.
         device: type of the device that it was compiled for; None for any.
     """
@@ -168,7 +170,7 @@ def open_network(
     """A network from weights or from an exported file.
 
     Args:
-        source: for PyTorch what `open_model` takes; else the name of a file.
+        source: for PyTorch what `open_model` takes; else the name or address of a file.
         accelerator: from `accelerator_for`.
         runtime: from `runtime_for`.
         device: as `--device`, for runtimes that choose by themselves.
@@ -181,7 +183,7 @@ def open_network(
         model = fuse(opened.model).to(accelerator.device).to(memory_format=layout)
         return OpenNetwork(model, opened.info, accelerator, accelerator.describe(), opened.messages, layout=layout)
     assert isinstance(source, str)
-    path = Path(source)
+    path = Path(local_weights(source))
     if not path.is_file():
         raise FileNotFoundError(f"{source} does not exist: check the path")
     session = RUNTIMES[runtime].open(path, str(accelerator.device) if not RUNTIMES[runtime].on_host else device)
@@ -193,17 +195,19 @@ def open_network(
             f"{source} was compiled for {signature.device}, not {accelerator.type}: use --device {signature.device}, "
             f"or export with --device {accelerator.type}"
         )
-    return OpenNetwork(_as_model(session, signature), info, accelerator, session.engine, messages, signature)
+    return OpenNetwork(
+        _as_model(session, signature, info.multi_label), info, accelerator, session.engine, messages, signature
+    )
 
 
 def _understand(session: Session, source: str) -> tuple[WeightsInfo, Signature, list[str]]:
     """What the file says about itself or, for another program's export, what its shapes tell."""
     if session.description:
         try:
-            values = json.loads(session.description)
+            values = parse_json(session.description)
             info = WeightsInfo.from_dict(values).replace(source=source)
             return info, Signature(**values.get("export", {})), []
-        except (ValueError, TypeError, AttributeError, RecursionError, WeightsError) as error:
+        except (ValueError, TypeError, AttributeError, WeightsError) as error:
             raise ExportedFileError(f"{source}: its description cannot be read ({error}): export it again") from error
     batch, channels, height, width = session.shape if len(session.shape) == 4 else [None] * 4
     if channels is None or height is None or channels not in (1, 3) or height != width or not session.classes:
@@ -220,13 +224,17 @@ def _understand(session: Session, source: str) -> tuple[WeightsInfo, Signature, 
     return info, Signature(batch_size=batch), [message]
 
 
-def _as_model(session: Session, signature: Signature) -> Callable[[Tensor], Tensor]:
+def _as_model(session: Session, signature: Signature, multi_label: bool) -> Callable[[Tensor], Tensor]:
     """Any batch to logits, whatever batch and output the file has."""
 
     def model(images: Tensor) -> Tensor:
         outputs = in_batches(session.run, images, signature.batch_size)
+        if not signature.softmax:
+            return outputs
+        if multi_label:
+            return outputs.logit(eps=torch.finfo(outputs.dtype).eps / 2)
         # The softmax of a logarithm of probabilities are the probabilities.
-        return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log() if signature.softmax else outputs
+        return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
 
     return model
 

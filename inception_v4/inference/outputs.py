@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +17,11 @@ from inception_v4.accelerator.precision import Precision
 from inception_v4.console import track
 from inception_v4.data.loader import Batch
 from inception_v4.distributed import World
+from inception_v4.files import parse_json
 from inception_v4.inference.evaluate import evaluate
-from inception_v4.inference.metrics import figures
 from inception_v4.inference.results import PLAIN, ResultOptions
 from inception_v4.inference.validate import suspicions
+from inception_v4.storage.fetch import local_copy
 from inception_v4.weights import WeightsInfo
 from inception_v4.weights.class_names import class_names_of
 
@@ -59,8 +59,8 @@ def score_outputs(
     Raises:
         OutputsError: a file that is not understood, of another length, or without a label.
     """
-    files = output_files(Path(folder))
-    by_picture = read_labels(Path(labels))
+    files = output_files(Path(local_copy(str(folder))))
+    by_picture = read_labels(Path(local_copy(str(labels))))
     pictures = [_picture(path, by_picture, labels) for path in files]
     _check_single(files, pictures)
     rows = _read_rows(files)
@@ -81,7 +81,7 @@ def score_outputs(
         batch_size=_BATCH,
     )
     remarks += [f"wrote {path}" for path in options.write(result, lambda index: str(files[index]), classes=names)]
-    return {**figures(result, names), "weights": str(folder)}, remarks + suspicions(result)
+    return {**result.figures(names), "weights": str(folder)}, remarks + suspicions(result)
 
 
 def _batches(rows: Tensor, labels: Tensor) -> Iterator[Batch]:
@@ -112,7 +112,7 @@ def read_labels(path: Path) -> dict[str, str]:
         raise OutputsError(f"{path} is no text in UTF-8: give the file of labels") from error
     if path.suffix == ".json":
         try:
-            pairs = [(str(name), str(label)) for name, label in json.loads(text).items()]
+            pairs = [(str(name), str(label)) for name, label in parse_json(text).items()]
         except (ValueError, AttributeError) as error:
             raise OutputsError(f'{path} is not JSON of the form {{"picture": label}} ({error})') from error
     else:

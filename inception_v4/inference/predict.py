@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inception_v4.data.loader import EvalLoader, on_device, worker_count
+from inception_v4.data.loader import EvalLoader, on_device
 from inception_v4.data.named_files import NamedFiles
 from inception_v4.data.pictures import CorruptImage, Decoding, read_picture
 from inception_v4.data.views import ONE, Views, eval_transform
+from inception_v4.data.workers import worker_count
 from inception_v4.distributed import World
 from inception_v4.inference.engines import Opener, Wanted, precision_for
 from inception_v4.inference.ensemble import open_others, ready
 from inception_v4.inference.factory import create_model
 from inception_v4.inference.network import AUTO, OpenNetwork, accelerator_for, runtime_for
 from inception_v4.weights.class_names import class_names_of, describe_class
+from inception_v4.weights.record import probabilities_of
 from inception_v4.weights.source import PRETRAINED
 
 __all__ = ["Prediction", "Predictor", "UnreadPicture", "create_model"]
@@ -31,7 +33,7 @@ _WORTH_A_WORKER = 16
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of one picture, most probable first."""
+    """The classes of one picture, most probable first; none where none is as probable as asked for."""
 
     picture: str
     classes: tuple[str, ...]
@@ -41,8 +43,8 @@ class Prediction:
         ranked = zip(self.classes, self.probabilities, strict=True)
         return {
             "picture": self.picture,
-            "class": self.classes[0],
-            "probability": self.probabilities[0],
+            "class": next(iter(self.classes), None),
+            "probability": next(iter(self.probabilities), None),
             "top": [{"class": name, "description": describe_class(name), "probability": p} for name, p in ranked],
         }
 
@@ -127,12 +129,18 @@ class Predictor:
         self._precision, self.model, self._prepare = it.precision, it.model, it.prepare
         self.batch_size, self.preprocessing = it.pictures, it.preprocessing
 
-    def __call__(self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5) -> list[Prediction]:
-        """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W] or [1, H, W]."""
+    def __call__(
+        self, pictures: Sequence[str | os.PathLike[str] | Tensor], top_k: int = 5, *, threshold: float = 0.0
+    ) -> list[Prediction]:
+        """The `top_k` classes of each picture: a path, or a uint8 tensor [3, H, W] or [1, H, W].
+
+        Args:
+            threshold: classes that are less probable are left out.
+        """
         results = []
         for start in range(0, len(pictures), self.batch_size):
             chunk = pictures[start : start + self.batch_size]
-            for picture, ranked in zip(chunk, self._ranked(self.probabilities(chunk), top_k), strict=True):
+            for picture, ranked in zip(chunk, self._ranked(self.probabilities(chunk), top_k, threshold), strict=True):
                 results.append(Prediction("" if isinstance(picture, Tensor) else os.fspath(picture), *ranked))
         return results
 
@@ -141,12 +149,14 @@ class Predictor:
         files: Sequence[str | os.PathLike[str]],
         top_k: int = 5,
         *,
+        threshold: float = 0.0,
         workers: int | None = None,
         on_corrupt: str = "report",
     ) -> Iterator[Prediction | UnreadPicture]:
         """The `top_k` classes of each file, in order and as they come, in memory that their number does not change.
 
         Args:
+            threshold: classes that are less probable are left out.
             workers: loader processes; default: up to 8, none for a few files.
             on_corrupt: what becomes of a file that cannot be read: `report` yields an `UnreadPicture` in its place,
                 `error` raises when the batches before its own have been yielded.
@@ -169,7 +179,7 @@ class Predictor:
             if batch.skipped and on_corrupt == "error":
                 raise CorruptImage(batch.skipped[0])
             errors, read = iter(batch.skipped), set(batch.indices.tolist())
-            ranked = self._ranked(self._outputs(batch.images), top_k) if read else iter(())
+            ranked = self._ranked(self._outputs(batch.images), top_k, threshold) if read else iter(())
             for position in range(number * size, min(number * size + size, len(names))):
                 if position in read:
                     yield Prediction(names[position], *next(ranked))
@@ -177,7 +187,7 @@ class Predictor:
                     yield UnreadPicture(names[position], next(errors))
 
     def probabilities(self, pictures: Sequence[str | os.PathLike[str] | Tensor]) -> Tensor:
-        """Softmax outputs [B, K] of one batch, float32 on the host."""
+        """Probabilities [B, K] of one batch, float32 on the host: each row adds up to 1, unless `info.multi_label`."""
         return self.crop_probabilities(torch.stack([self.crop(picture) for picture in pictures]))
 
     def crop(self, picture: str | os.PathLike[str] | Tensor) -> Tensor:
@@ -185,7 +195,7 @@ class Predictor:
         return self._resize(picture if isinstance(picture, Tensor) else read_picture(Path(picture), self.decoding))
 
     def crop_probabilities(self, crops: Tensor) -> Tensor:
-        """Softmax outputs [B, K] of one batch of crops [B, C, S, S], float32 on the host."""
+        """As `probabilities`, of one batch of crops [B, C, S, S]."""
         return self._outputs(crops.to(self._precision.accelerator.device))
 
     def network_input(self, crops: Tensor) -> Tensor:
@@ -197,10 +207,13 @@ class Predictor:
         images = self._prepare(images)
         with self._precision.autocast():
             logits = self.model(images)
-        return logits.float().softmax(dim=1).cpu()
+        return probabilities_of(logits.float(), multi_label=self.info.multi_label).cpu()
 
-    def _ranked(self, probabilities: Tensor, top_k: int) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
+    def _ranked(
+        self, probabilities: Tensor, top_k: int, threshold: float
+    ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
         """Names and probabilities of each picture's first classes."""
         values, indices = probabilities.topk(min(top_k, probabilities.shape[1]), dim=1)
-        for p, i in zip(values.tolist(), indices.tolist(), strict=True):
-            yield tuple(self.class_names[k] for k in i), tuple(p)
+        kept = (values >= threshold).sum(1).tolist()
+        for p, i, count in zip(values.tolist(), indices.tolist(), kept, strict=True):
+            yield tuple(self.class_names[k] for k in i[:count]), tuple(p[:count])

@@ -12,12 +12,15 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from inception_v4.files import atomic_write
+from inception_v4.data.lists import BETWEEN
+from inception_v4.files import atomic_write, parse_json
 from inception_v4.inference.evaluate import Evaluation
 from inception_v4.weights.record import METADATA_KEY
 
@@ -34,17 +37,19 @@ class PredictedPicture:
         label: index of its class.
         top: (class, probability) of up to five classes, the most probable first.
         prob_label: probability of its label.
+        labels: of several classes all of them, where a picture may have several; `label` is the most probable of these.
     """
 
     path: str
     label: int
     top: tuple[tuple[int, float], ...]
     prob_label: float
+    labels: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The content of a file of predictions.
+    """The content of a file of predictions: `Answers` of N pictures, k classes of each.
 
     Attributes:
         classes: names, where the network has them.
@@ -58,13 +63,52 @@ class Predictions:
     top1: float
     pictures: list[PredictedPicture]
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of all classes; where they have none, the numbers of those up to the last one met."""
+        return self.classes or tuple(map(str, range(1 + max(int(self.labels.max()), int(self.top.max())))))
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """int64 [N]"""
+        return torch.tensor([picture.label for picture in self.pictures])
+
+    @cached_property
+    def top(self) -> Tensor:
+        """int64 [N, k]"""
+        return torch.tensor([[k for k, _ in picture.top] for picture in self.pictures])
+
+    @property
+    def predicted(self) -> Tensor:
+        """int64 [N]"""
+        return self.top[:, 0]
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """float64 [N, k]"""
+        return torch.tensor([[p for _, p in picture.top] for picture in self.pictures], dtype=torch.float64)
+
+    @property
+    def top5(self) -> float:
+        """Percent of the pictures whose label is among their classes here."""
+        return 100 * float((self.top == self.labels[:, None]).any(1).double().mean())
+
 
 def predicted_pictures(result: Evaluation, name: Callable[[int], str]) -> Iterator[PredictedPicture]:
     """A row for each picture that was counted; `name` says what the data calls the one at a position."""
-    probable = torch.exp(-result.losses.double()).tolist()
+    several = result.several
+    if several is None:
+        probable = torch.exp(-result.losses.double()).tolist()
+    else:
+        probable = several.logits.sigmoid().gather(1, result.labels[:, None])[:, 0].tolist()
     columns = (result.indices.tolist(), result.labels.tolist(), result.top.tolist(), result.probabilities.tolist())
-    for index, label, top, probabilities, own in zip(*columns, probable, strict=True):
-        yield PredictedPicture(_place(name(index)), label, tuple(zip(top, probabilities, strict=True)), own)
+    for row, (index, label, top, probabilities, own) in enumerate(zip(*columns, probable, strict=True)):
+        labels = None if several is None else tuple(several.targets[row].nonzero()[:, 0].tolist())
+        yield PredictedPicture(_place(name(index)), label, tuple(zip(top, probabilities, strict=True)), own, labels)
 
 
 def _place(name: str) -> str:
@@ -95,7 +139,9 @@ def _head(result: Evaluation, classes: tuple[str, ...] | None, weights_sha256: s
 def _row(picture: PredictedPicture) -> dict[str, Any]:
     # Seven digits say a float32's first six exactly; a JSON without the rest is half as long.
     top = [[index, float(f"{p:.7g}")] for index, p in picture.top]
-    return {"path": picture.path, "label": picture.label, "top": top, "prob_label": float(f"{picture.prob_label:.7g}")}
+    labels = {} if picture.labels is None else {"labels": picture.labels}
+    own = float(f"{picture.prob_label:.7g}")
+    return {"path": picture.path, "label": picture.label, **labels, "top": top, "prob_label": own}
 
 
 def check_predictions(path: Path) -> None:
@@ -133,6 +179,7 @@ def _write_csv(
         "label",
         "label_index",
         "prob_label",
+        *(["labels"] if result.several else []),
         *(f"{what}{k}" for k in ranks for what in ("class", "prob")),
     ]
     with (
@@ -143,7 +190,9 @@ def _write_csv(
         writer.writerow(header)
         for row in predicted_pictures(result, name):
             ranked = [value for k, p in row.top for value in (_called(classes, k), f"{p:.7g}")]
-            writer.writerow([row.path, _called(classes, row.label), row.label, f"{row.prob_label:.7g}", *ranked])
+            labels = [] if row.labels is None else [BETWEEN.join(_called(classes, k) for k in row.labels)]
+            own = [_called(classes, row.label), row.label, f"{row.prob_label:.7g}"]
+            writer.writerow([row.path, *own, *labels, *ranked])
 
 
 def _parquet() -> Any:
@@ -177,6 +226,8 @@ def _write_parquet(
         ),
         "probabilities": arrow.array([[p for _, p in row.top] for row in rows], arrow.list_(arrow.float32())),
     }
+    if result.several:
+        columns["labels"] = arrow.array([row.labels for row in rows], arrow.list_(arrow.int64()))
     head = json.dumps(_head(result, classes, weights_sha256))
     with atomic_write(path) as temporary:
         arrow.parquet.write_table(arrow.table(columns, metadata={METADATA_KEY: head}), temporary)
@@ -198,11 +249,11 @@ def read_predictions(path: Path) -> Predictions:
     """
     try:
         with path.open(encoding="ascii") as file:
-            head, *rows = [json.loads(line) for line in file]
+            head, *rows = [parse_json(line) for line in file]
         pictures = [
             PredictedPicture(
                 str(row["path"]), int(row["label"]), tuple((int(k), float(p)) for k, p in row["top"]),
-                float(row["prob_label"]),
+                float(row["prob_label"]), tuple(map(int, row["labels"])) if "labels" in row else None,
             )
             for row in rows
         ]  # fmt: skip
@@ -210,8 +261,20 @@ def read_predictions(path: Path) -> Predictions:
             None if head["classes"] is None else tuple(map(str, head["classes"])), head["weights_sha256"],
             float(head["top1"]), pictures,
         )  # fmt: skip
-        if len(pictures) != head["samples"]:
+        if not pictures or len(pictures) != head["samples"]:
             raise ValueError(f"{len(pictures)} of {head['samples']} rows")
+        _check_classes(found)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} holds no predictions, or is damaged ({error}): validate again") from error
     return found
+
+
+def _check_classes(found: Predictions) -> None:
+    """Raises ValueError where a row has fewer classes than another, or one that does not exist."""
+    widths = sorted({len(picture.top) for picture in found.pictures})
+    if len(widths) > 1 or not widths[0]:
+        raise ValueError(f"rows of {' and '.join(map(str, widths))} classes")
+    numbers = torch.cat([found.labels, found.top.flatten()])
+    least, most = int(numbers.min()), int(numbers.max())
+    if least < 0 or most >= found.num_classes:
+        raise ValueError(f"class {least if least < 0 else most} of {found.num_classes}")

@@ -6,13 +6,13 @@ ILSVRC2012_val_00000001.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inception_v4.files import parse_json
 from inception_v4.inference.evaluate import Evaluation
 
 _PICTURES = 50_000
@@ -30,7 +30,7 @@ class RealLabels:
     def read(cls, file: Path) -> RealLabels:
         """Raises ValueError where the file is no such list, FileNotFoundError where there is none."""
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
+            content = parse_json(file.read_text(encoding="utf-8"))
             labels = [[int(label) for label in row] for row in content]
         except (ValueError, TypeError) as error:
             raise ValueError(f"real_labels {file}: not the JSON list of ReaL's labels ({error})") from error

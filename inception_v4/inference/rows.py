@@ -16,6 +16,8 @@ Result = Prediction | UnreadPicture
 
 _TABLE = 20  # pictures: a table's columns are as wide as its widest rows, so it has to end some time
 _HEADER = ("picture", "class", "%")
+_NONE = "-"
+"""Stands for the class of a picture on which none is probable enough."""
 
 
 class RowFormat(NamedTuple):
@@ -75,6 +77,8 @@ def table_rows(result: Result) -> list[tuple[str, str, str]]:
     """Rows (picture, class, percent) of a table; the picture is named once."""
     if isinstance(result, UnreadPicture):
         return [(result.picture, f"error: {result.error}", "")]
+    if not result.classes:
+        return [(result.picture, _NONE, "")]
     ranked = zip(result.classes, result.probabilities, strict=True)
     return [
         (result.picture if rank == 0 else "", _titled(name), f"{100 * p:.2f}") for rank, (name, p) in enumerate(ranked)
@@ -93,9 +97,9 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _csv_rows(result: Result) -> str:
-    """One row per picture and rank."""
-    if isinstance(result, UnreadPicture):
-        return _csv([[result.picture, "", "", "", "", result.error]])
+    """One row per picture and rank; one without a class where none is probable enough."""
+    if isinstance(result, UnreadPicture) or not result.classes:
+        return _csv([[result.picture, "", "", "", "", getattr(result, "error", "")]])
     ranked = enumerate(zip(result.classes, result.probabilities, strict=True), start=1)
     return _csv([[result.picture, rank, name, describe_class(name), f"{p:.6f}", ""] for rank, (name, p) in ranked])
 

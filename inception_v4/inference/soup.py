@@ -51,7 +51,9 @@ def judge_of(config: Config, source: str, weights: Weights, *, accelerator: Acce
 def greedy_soup(
     sources: list[str], read: Callable[[str], Weights], judge: Judge, *, say: Callable[[str], None]
 ) -> WeightsSum:
-    """The best of the weights, and of the others in the order of their top-1 those that do not lower it.
+    """The best of the weights, and of the others, best first, those that do not lower its top-1.
+
+    Where pictures have several classes their mean average precision stands in for top-1.
 
     Args:
         sources: two or more.
@@ -61,14 +63,14 @@ def greedy_soup(
     """
     alone = {}
     for source in sources:
-        alone[source] = judge(read(source)).top1
-        say(f"{Path(source).name}: top-1 {alone[source]:.2f} %")
+        figure, alone[source] = judge(read(source)).merit
+        say(f"{Path(source).name}: {figure} {alone[source]:.2f} %")
     first, *others = sorted(sources, key=lambda source: -alone[source])  # equals stay in the order given
     soup, best = WeightsSum.of(read(first), first), alone[first]
     for source in others:
         larger = soup.plus(read(source), source)
-        top1 = judge(larger.mean()).top1
-        kept = top1 >= best
-        say(f"{len(larger.names)} with {Path(source).name}: top-1 {top1:.2f} %, {'kept' if kept else 'left out'}")
-        soup, best = (larger, top1) if kept else (soup, best)
+        figure, value = judge(larger.mean()).merit
+        kept = value >= best
+        say(f"{len(larger.names)} with {Path(source).name}: {figure} {value:.2f} %, {'kept' if kept else 'left out'}")
+        soup, best = (larger, value) if kept else (soup, best)
     return soup

@@ -26,7 +26,6 @@ from inception_v4.inference.data_record import validation_data
 from inception_v4.inference.engines import Opener, Wanted, precision_for
 from inception_v4.inference.ensemble import Ready, open_others, ready
 from inception_v4.inference.evaluate import Evaluation, evaluate
-from inception_v4.inference.metrics import figures
 from inception_v4.inference.network import AUTO, OpenNetwork, accelerator_for, runtime_for
 from inception_v4.inference.results import PLAIN, ResultOptions
 from inception_v4.preprocessing import Preprocessing
@@ -72,7 +71,7 @@ def validate(
         more = open_others(others, given, beside=network, wanted=replace(wanted, runtime=runtime or AUTO), world=world)
         batch_size = config.data.val_batch_size or config.data.batch_size
         it = ready([network, *more], given, views, amp=wanted.amp, batch_size=batch_size)
-        options.check_classes(labelled.names)
+        options.check_classes(labelled.names, multi_label=network.info.multi_label)
         loader = EvalLoader(
             labelled.pictures, it.preprocessing, batch_size=it.pictures, workers=config.data.workers, world=world,
             on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory, views=views,
@@ -85,7 +84,7 @@ def validate(
         if world.is_main:
             _warn_and_write(result, labelled, options, source=None if others else source)
     return {
-        **figures(result, labelled.names),
+        **result.figures(labelled.names),
         **options.further_figures(result, labelled.pictures.name, labelled.names),
         "skipped": len(result.skipped), "images_per_second": result.samples / seconds,
         "weights": [source, *others] if others else source, "preprocessing": it.preprocessing.to_dict(),
@@ -174,9 +173,11 @@ def labelled_pictures(config: Config, source: str, info: WeightsInfo, world: Wor
     given_seed = config.run.seed if "seed" in config.run.model_fields_set else None
     data, seed = validation_data(local_data(config.data, world), given_seed, source=source, info=info)
     seed = config.run.seed if seed is None else seed
-    pictures = open_source(data, "val", world=world, seed=seed, alone=True)
+    pictures = open_source(data, "val", world=world, seed=seed, alone=True, several=info.multi_label)
     names, found = class_names_of(info), pictures.class_names
     pictures, remarks = match_labels(pictures, names, info.num_classes, asked=data.num_classes)
+    if info.multi_label and pictures.label_sets is None:
+        pictures.label_sets = [(label,) for label in pictures.labels]
     remarks = [*pictures.remarks, *remarks, *numbering(found, names, data, config.data)]
     return Labelled(pictures, names, found, f"{len(pictures)} pictures{where(data, config.data)}", remarks)
 
@@ -201,6 +202,7 @@ class Relabelled(Source):
     def __init__(self, source: Source, numbers: Sequence[int], class_names: tuple[str, ...]) -> None:
         self.class_names = class_names
         self.labels = [numbers[label] for label in source.labels]
+        self.label_sets = source.label_sets and [tuple(numbers[k] for k in several) for several in source.label_sets]
         self.remarks = source.remarks
         self._source = source
 
@@ -272,7 +274,7 @@ def match_labels(
 def suspicions(result: Evaluation) -> list[str]:
     """Warnings about labels that are off by one, the usual reason for 1 % where 80 % was expected."""
     warnings = []
-    for shift in (1, -1):
+    for shift in () if result.several else (1, -1):
         hits = 100 * float((result.predicted == result.labels + shift).double().mean())
         if result.samples >= 50 and hits > 20 and hits > 3 * result.top1:
             warnings.append(
@@ -295,7 +297,7 @@ def other_order(result: Evaluation, found: tuple[str, ...], names: tuple[str, ..
     """
     rows = names or found
     text, natural = in_order(rows, "text"), in_order(rows, "natural")
-    if text == natural or rows not in (text, natural) or int(result.labels.max()) >= len(rows):
+    if result.several or text == natural or rows not in (text, natural) or int(result.labels.max()) >= len(rows):
         return []
     order, other = ("natural", natural) if rows == text else ("text", text)
     numbers = torch.tensor([other.index(name) for name in rows])[result.labels]

@@ -90,6 +90,7 @@ def test_a_comparison_can_fail_and_ties_are_none() -> None:
     assert passed and "shows little" in line
 
 
+@pytest.mark.slow
 def test_preprocessing_and_softmax_inside_give_the_same(folder: Path) -> None:
     pytest.importorskip("onnxscript")
     ort = pytest.importorskip("onnxruntime")
@@ -105,6 +106,7 @@ def test_preprocessing_and_softmax_inside_give_the_same(folder: Path) -> None:
     assert (through - expected).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_every_version_of_onnx_that_is_offered_fits_the_graph(folder: Path, tmp_path: Path) -> None:
     """Checked operator by operator in each, and run in the first and the last, with everything inside."""
     onnx = pytest.importorskip("onnx")
@@ -136,6 +138,7 @@ def test_openvino_is_written_with_its_description(folder: Path, quick_onnx: None
     assert (found - logits(drawn(3))).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_fixed_batch_and_other_size(folder: Path) -> None:
     file = exported(folder, "fixed.pt2", Target(batch_size=2, image_size=80))
     network = open_network(str(file), accelerator_for("pt2", "cpu"), runtime="pt2")

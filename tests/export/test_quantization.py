@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from exported import CLASSES, drawn, exported, folder, logits, onnx_file, weights_file
 from exported import network as live_network
+from temporary import NewFolder
 
+from inception_v4.cli.main import run
 from inception_v4.data.pictures import CorruptImage
 from inception_v4.data.shapes import draw_shape
 from inception_v4.export.exporting import compare_rounded, export_model
@@ -22,9 +26,9 @@ __all__ = ["folder"]
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(module_folder: NewFolder) -> Path:
     """A folder of drawn shapes like those that `exported.drawn` draws."""
-    path = tmp_path_factory.mktemp("calibration")
+    path = module_folder("calibration")
     for number in range(24):
         kind = ("star", "circle", "triangle")[number % 3]
         (path / kind).mkdir(exist_ok=True)
@@ -48,7 +52,7 @@ def test_an_8_bit_file_is_small_and_says_nearly_what_the_network_says(folder: Pa
     path = exported(folder, name, Target(calibrate=str(pictures), check=False))
     weights = path if name.endswith(".onnx") else path.with_suffix(".bin")
     assert weights.stat().st_size < 0.3 * onnx_file(folder).stat().st_size
-    assert not list(folder.glob(".*")), "nothing is left beside it"
+    assert not list(folder.glob(f".*{path.stem}*")), "nothing is left beside it"
     runtime = runtime_for(str(path), None)
     network = open_network(str(path), accelerator_for(runtime, "cpu"), runtime=runtime, device="cpu")
     assert network.info.class_names == CLASSES
@@ -112,3 +116,67 @@ def test_what_cannot_be_is_refused(folder: Path, pictures: Path, tmp_path: Path)
     with pytest.raises(CorruptImage, match=r"(broken|also)\.jpg"):
         export_model(source, tmp_path / "x.onnx", Target(calibrate=str(tmp_path)))
     assert {p.name for p in tmp_path.iterdir()} == {"broken.jpg", "also.jpg"}
+
+
+@pytest.fixture(scope="module")
+def trained(module_folder: NewFolder, pictures: Path) -> Path:
+    """What a run leaves, as far as 8 bits concern: weights, and settings that say which pictures it learned from."""
+    run_directory = module_folder("run")
+    shutil.copy(weights_file(run_directory), run_directory / "best.safetensors")
+    settings = f"dataset: folder\ndata_dir: {pictures}\nval_fraction: 0.2\n"
+    (run_directory / "config.yaml").write_text(settings)
+    return run_directory
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_int8_takes_ranges_from_the_runs_pictures_once_and_again_for_other_weights(
+    trained: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("inception_v4.export.exporting.AGREEMENT", 0.0)  # random weights: ties decide
+    picture = next((pictures / "star").iterdir())
+    words = ["predict", str(picture), "--ckpt-path", str(trained), "--int8", "--runtime", "onnx", "--json"]
+    assert run(words) == 0
+    said = capsys.readouterr()
+    assert "ranges from the run's training pictures: onnxruntime" in said.err and "8-bit outputs differ by" in said.err
+    (entry,) = [path for path in (trained / "int8").iterdir() if not path.name.startswith(".")]
+    made = (entry / "network.onnx").stat().st_mtime_ns
+    first = json.loads(said.out)
+    assert run([*words[:3], str(trained), *words[4:]]) == 0
+    assert json.loads(capsys.readouterr().out) == first and (entry / "network.onnx").stat().st_mtime_ns == made
+    (entry / "network.onnx").write_bytes((entry / "network.onnx").read_bytes()[:-9])
+    assert run(words) == 0
+    assert (entry / "network.onnx").stat().st_mtime_ns != made, "what is cut short is made anew"
+    capsys.readouterr()
+    command = [
+        "validate",
+        "--ckpt-path",
+        str(trained),
+        "--int8",
+        "--runtime",
+        "onnx",
+        "--data-dir",
+        str(pictures),
+        "--num-classes",
+        "6",
+        "--json",
+    ]
+    assert run([*command, "--workers", "0"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["samples"] == 3 and result["weights"].endswith("network.onnx")
+
+
+def test_int8_without_pictures_says_what_to_give(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(trained / "best.safetensors", alone)
+    words = ["predict", "x.jpg", "--ckpt-path", str(alone), "--int8"]
+    assert run(words) == 2 and "give --calibration FOLDER" in last_line(capsys)
+    assert run([*words, "--runtime", "torch"]) == 2 and "computed by openvino and onnx" in last_line(capsys)
+    assert run([*words[:-1], "--calibration", "x"]) == 2 and "--calibration is for --int8" in last_line(capsys)
+    assert not (tmp_path / "int8").exists()

@@ -14,6 +14,7 @@ import torch
 from exported import CLASSES, HOW, drawn, folder, network, run, weights_file
 from photos import photos
 from running import environment
+from temporary import NewFolder
 
 from inception_v4.accelerator import select
 from inception_v4.inference import engines as module
@@ -98,10 +99,10 @@ def test_the_least_recently_used_go_first(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(folder: Path, tmp_path_factory: pytest.TempPathFactory):
+def kept(folder: Path, module_folder: NewFolder):
     """A cache folder with the live weights in float32 for OpenVINO."""
     pytest.importorskip("openvino")
-    place = tmp_path_factory.mktemp("cache")
+    place = module_folder("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(place))
         predictor = Predictor(str(weights_file(folder)), device="cpu", amp="off")

@@ -11,6 +11,7 @@ from linear_networks import NAMES, linear_network, matrix, noise
 from photos import encoded
 from PIL import Image
 from running import run as run_processes
+from temporary import NewFolder
 
 from inception_v4.cli.ensemble import is_file_of_weights, one_flag_each
 from inception_v4.cli.main import run
@@ -24,9 +25,9 @@ HOWS = (Preprocessing(image_size=75), Preprocessing(image_size=75, mean=(0.4, 0.
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def pair(module_folder: NewFolder) -> tuple[Path, Path]:
     """Two networks; the second has its classes in another order."""
-    folder = tmp_path_factory.mktemp("pair")
+    folder = module_folder("pair")
     return (
         linear_network(folder / "a.onnx", 0, HOWS[0]),
         linear_network(folder / "b.onnx", 1, HOWS[1], ("cat", "ape", "bear")),
@@ -34,8 +35,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return noise(tmp_path_factory.mktemp("data"))
+def data(module_folder: NewFolder) -> Path:
+    return noise(module_folder("data"))
 
 
 def probabilities(file: Path, seed: int, how: Preprocessing, views: Views) -> np.ndarray:

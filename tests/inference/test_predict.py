@@ -24,10 +24,11 @@ from exported import folder, weights_file
 from photos import encoded
 from PIL import Image
 from running import command, environment
+from temporary import NewFolder
 
 from inception_v4.cli.main import run
-from inception_v4.data.loader import worker_count
 from inception_v4.data.pictures import CorruptImage
+from inception_v4.data.workers import worker_count
 from inception_v4.distributed import World
 from inception_v4.inference.predict import Prediction, Predictor, UnreadPicture
 from inception_v4.inference.rows import TableRows
@@ -38,9 +39,9 @@ HEADER = "picture,rank,class,description,probability,error"
 
 
 @pytest.fixture(scope="module")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def colours(module_folder: NewFolder) -> Path:
     """A network whose logits are the mean red, green and blue."""
-    return colour_network(tmp_path_factory.mktemp("colours"))
+    return colour_network(module_folder("colours"))
 
 
 def fill(root: Path, count: int, *, broken: int = 0) -> list[Path]:
@@ -236,11 +237,16 @@ def test_what_was_written_before_an_interruption_stays(colours: Path, tmp_path: 
         child = subprocess.Popen(
             words, stdin=names, stdout=out, stderr=subprocess.PIPE, text=True, env=environment(), start_new_session=True
         )
-    until = time.monotonic() + 120
-    while rows.stat().st_size < 50_000 and time.monotonic() < until and child.poll() is None:
-        time.sleep(0.05)
-    os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the workers as well
-    _, err = child.communicate(timeout=60)
+    try:
+        until = time.monotonic() + 120
+        while rows.stat().st_size < 50_000 and time.monotonic() < until and child.poll() is None:
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to the workers as well
+        _, err = child.communicate(timeout=60)
+    finally:
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
     assert child.returncode == 130 and err.partition("\n")[2].strip() == "error: interrupted"
     text = rows.read_text()
     found = [json.loads(line)["picture"] for line in text.splitlines()]
@@ -248,7 +254,8 @@ def test_what_was_written_before_an_interruption_stays(colours: Path, tmp_path: 
     assert found == [str(files[i % 3]) for i in range(len(found))]
 
 
-@pytest.mark.parametrize("kind", ["colours", pytest.param("weights", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["colours", "weights"])
 def test_memory_does_not_grow_with_the_number_of_pictures(
     kind: str, colours: Path, folder: Path, tmp_path: Path
 ) -> None:

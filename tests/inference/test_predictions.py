@@ -20,6 +20,7 @@ from inception_v4.accelerator.precision import Precision
 from inception_v4.data.loader import Batch
 from inception_v4.distributed import World
 from inception_v4.inference.evaluate import Evaluation, evaluate
+from inception_v4.inference.metrics import class_scores, class_table, reliability
 from inception_v4.inference.predictions import read_predictions, write_predictions
 
 
@@ -91,6 +92,12 @@ def test_rows_are_numpys(tmp_path: Path, classes: int) -> None:
     assert [(p.label, [list(pair) for pair in p.top]) for p in read.pictures] == [(r["label"], r["top"]) for r in rows]
     right = sum(row["top"][0][0] == row["label"] for row in rows)
     assert 0 < right < 23 and result.top1 == pytest.approx(100 * right / 23)
+    assert read.top5 == pytest.approx(result.top5) and read.num_classes == result.num_classes
+    assert torch.equal(read.top, result.top) and torch.equal(read.labels, result.labels)
+    assert class_scores(read, names) == class_scores(result, names)
+    assert reliability(read).ece == pytest.approx(reliability(result).ece, rel=1e-5)
+    write_predictions(file, result, str, classes=None, weights_sha256=None)
+    assert read_predictions(file).names == tuple(map(str, range(classes)))
 
 
 @pytest.mark.parametrize("count", [2, 22])
@@ -102,9 +109,10 @@ def test_processes_put_together_what_one_sees(count: int) -> None:
         worlds = [ThreadWorld(rank, 3, meeting=meeting) for rank in range(3)]
         together = list(pool.map(lambda world: scored(logits, labels, world), worlds))
     for result in together:
-        for name in ("labels", "indices", "top", "probabilities", "losses", "per_class"):
+        for name in ("labels", "indices", "top", "probabilities", "losses"):
             assert torch.equal(getattr(result, name), getattr(alone, name)), name
         assert result.record() == alone.record() and result.samples == count
+        assert result.num_classes == alone.num_classes and class_table(result, None) == class_table(alone, None)
     other = scored(logits + torch.randn(logits.shape), labels, World())
     assert not torch.equal(other.probabilities, alone.probabilities)
 
@@ -128,4 +136,21 @@ def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
     whole = file.read_text()
     file.write_text({"{lines}": "\n".join(whole.splitlines()[:-1]), "{cut}": whole[:-9]}.get(text, text))
     with pytest.raises(ValueError, match=r"p\.jsonl holds no predictions, or is damaged .*: validate again"):
+        read_predictions(file)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"label": 3}, "class 3 of 3"),
+        ({"label": -1}, "class -1 of 3"),
+        ({"top": [[0, 1.0]]}, "rows of 1 and 3 classes"),
+    ],
+)
+def test_classes_that_cannot_be_are_damage(tmp_path: Path, changed: dict[str, Any], reason: str) -> None:
+    file = tmp_path / "p.jsonl"
+    write_predictions(file, scored(*outputs(3, 3), World()), str, classes=tuple("abc"), weights_sha256=None)
+    head, first, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([head, json.dumps(json.loads(first) | changed), *rows]))
+    with pytest.raises(ValueError, match=reason):
         read_predictions(file)

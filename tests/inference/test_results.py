@@ -18,11 +18,11 @@ from test_predictions import outputs, scored
 from timm.data import ImageNetInfo
 
 from inception_v4.cli.main import run
-from inception_v4.data.sources import ArraySource
+from inception_v4.data.labelled import ArraySource
 from inception_v4.distributed import World
 from inception_v4.inference.confusion import write_confusion
 from inception_v4.inference.evaluate import Evaluation
-from inception_v4.inference.metrics import calibration_error, class_table, confusion, figures
+from inception_v4.inference.metrics import class_scores, class_table, confusion, reliability
 from inception_v4.inference.predictions import read_predictions, save_predictions
 from inception_v4.inference.real_labels import RealLabels
 from inception_v4.inference.results import ResultOptions
@@ -59,8 +59,11 @@ def test_figures_of_classes_are_scikit_learns(result: Evaluation) -> None:
         )
         assert row["f1"] == pytest.approx(0 if np.isnan(f1[k]) else 100 * f1[k])
     assert rows[2]["precision"] is None and rows[2]["f1"] == 0
+    only_answered = class_scores(result, None)[6]
+    assert (only_answered.name, only_answered.recall, only_answered.top5, only_answered.f1) == ("6", None, None, 0)
+    assert only_answered.precision == 0 and only_answered.pictures == 0
     macro = f1_score(labels, predicted, labels=present, average="macro", zero_division=0)
-    assert figures(result, None)["macro_f1"] == pytest.approx(100 * macro)
+    assert result.figures(None)["macro_f1"] == pytest.approx(100 * macro)
     assert 10 < result.top1 < 90
 
 
@@ -69,11 +72,15 @@ def test_the_calibration_error_is_that_of_scikit_learns_bins(result: Evaluation)
     true, stated = calibration_curve(right, sure, n_bins=15, strategy="uniform")
     count = np.histogram(sure, np.linspace(0, 1, 16))[0]
     expected = 100 * (np.abs(true - stated) * count[count > 0]).sum() / len(sure)
-    assert calibration_error(result) == pytest.approx(expected, rel=1e-5) and expected > 1
+    found = reliability(result)
+    assert found.ece == pytest.approx(expected, rel=1e-5) and expected > 1
+    assert found.counts.tolist() == count.tolist() and 0 in count
+    assert found.accuracy.numpy()[count > 0] == pytest.approx(true)
+    assert found.confidence.numpy()[count > 0] == pytest.approx(stated)
     certain = scored(torch.eye(4).repeat(5, 1) * 100, torch.arange(4).repeat(5), World())
-    assert calibration_error(certain) == pytest.approx(0, abs=1e-6), "always sure and always right"
+    assert reliability(certain).ece == pytest.approx(0, abs=1e-6), "always sure and always right"
     wrong = scored(torch.eye(4).repeat(5, 1) * 100, (torch.arange(4).repeat(5) + 1) % 4, World())
-    assert calibration_error(wrong) == pytest.approx(100)
+    assert reliability(wrong).ece == pytest.approx(100)
 
 
 def test_the_confusion_matrix_as_table_and_picture(result: Evaluation, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from exported import CLASSES, HOW, drawn, exported, folder, logits, network, onnx_file, photographs, run, weights_file
 from photos import class_folders
+from temporary import NewFolder
 
 from inception_v4.inference.network import accelerator_for, open_network, runtime_for
 from inception_v4.inference.outputs import OutputsError, read_labels, score_outputs
@@ -26,7 +27,7 @@ def opened(file: Path, runtime: str | None = None, **options: object):
     return open_network(str(file), accelerator_for(runtime, "cpu"), runtime=runtime, device="cpu", **options)
 
 
-@pytest.fixture(params=["onnx", "openvino", "pt2"])
+@pytest.fixture(params=["onnx", "openvino", pytest.param("pt2", marks=pytest.mark.slow)])
 def ready(request: pytest.FixtureRequest, folder: Path):
     """The live weights in each runtime; OpenVINO reads the ONNX file."""
     if request.param == "pt2":
@@ -50,8 +51,8 @@ def test_every_batch_size_and_the_description(ready) -> None:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return class_folders(tmp_path_factory.mktemp("data") / "val", dict.fromkeys(CLASSES, 3)).parent
+def data(module_folder: NewFolder) -> Path:
+    return class_folders(module_folder("data") / "val", dict.fromkeys(CLASSES, 3)).parent
 
 
 def validated(capsys, *words: object) -> dict:

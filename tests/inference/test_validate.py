@@ -15,7 +15,7 @@ from photos import class_folders
 from running import ROOT, environment, tiny
 
 from inception_v4.cli.main import run
-from inception_v4.data.sources import ArraySource
+from inception_v4.data.labelled import ArraySource
 from inception_v4.inference.data_record import KEY, record, validation_data
 from inception_v4.inference.predictions import PREDICTIONS, read_predictions
 from inception_v4.inference.validate import match_labels
@@ -151,6 +151,7 @@ def test_a_run_writes_down_where_its_data_is(tmp_path: Path, monkeypatch: pytest
     assert data.data_dir == str(tmp_path / "photos")
 
 
+@pytest.mark.slow
 def test_smoke_leaves_the_files_preprocessing_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     how = Preprocessing(image_size=80, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear")
     info = WeightsInfo(2, ("ape", "bear"), preprocessing=how)
@@ -164,6 +165,7 @@ def test_smoke_leaves_the_files_preprocessing_alone(tmp_path: Path, capsys: pyte
     assert json.loads(capsys.readouterr().out)["preprocessing"]["image_size"] == 90
 
 
+@pytest.mark.slow
 def test_a_predictor_leaves_the_switches_of_the_process_alone(tmp_path: Path) -> None:
     path = save_weights(InceptionV4(2, init="torch"), tmp_path / "w.safetensors", WeightsInfo(2))
     code = """

@@ -81,7 +81,7 @@ class Accelerator:
     type: ClassVar[str] = "cpu"
     """As in `torch.device`."""
     label: ClassVar[str] = "CPU"
-    compile_cost: ClassVar[str] = "3 to 4 minutes on two cores, for some 7 % of a training step's time"
+    compile_cost: ClassVar[str] = "up to a minute for inference, 3 to 4 minutes for training, on two cores"
     backend: ClassVar[str] = "gloo"
     """Of the process group: whose tensors travel over what."""
     onnx_provider: ClassVar[str | None] = "CPUExecutionProvider"
@@ -93,6 +93,8 @@ class Accelerator:
     likes_channels_last: ClassVar[bool] = True
     bf16_pays: ClassVar[bool] = True
     """Whether this network is faster in bfloat16 wherever the device has it natively; False also where nobody knows."""
+    can_overflow: ClassVar[bool] = False
+    """Whether what does not fit into memory is an error that can be caught; a machine swaps, or ends the process."""
     has_index: ClassVar[bool] = False
     probing_is_free: ClassVar[bool] = True
     """Whether asking for `absence` leaves no trace in the process."""

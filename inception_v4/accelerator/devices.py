@@ -17,6 +17,7 @@ class Indexed(Accelerator):
     pin_memory = True
     can_sync_bn_natively = True
     has_index = True
+    can_overflow = True
 
     @classmethod
     def count(cls) -> int:
@@ -118,6 +119,7 @@ class Mps(Accelerator):
     type = "mps"
     label = "Apple GPU"
     bf16_pays = False
+    can_overflow = True
     onnx_provider = "CoreMLExecutionProvider"
     likes_channels_last = False
 

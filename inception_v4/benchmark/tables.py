@@ -54,12 +54,12 @@ def to_markdown(environment: dict[str, Any], shown: Sequence[tuple[Sequence[str]
     return text
 
 
-LOADER_HEADER = ("loader", "images/s", "least", "most", "x timm")
+LOADER_HEADER = ("loader", "recipe", "images/s", "least", "most", "x first peer")
 
 
 def loader_cells(row: dict[str, Any]) -> Sequence[str]:
     figures = (row["images_per_second"], row["least"], row["most"])
-    return (row["loader"], *(f"{value:.0f}" for value in figures), _or_blank(row.get("ratio"), "{:.2f}"))
+    return (row["loader"], row["recipe"], *(f"{value:.0f}" for value in figures), _or_blank(row.get("ratio"), "{:.2f}"))
 
 
 def loader_verdict(given: float, needed: float, precision: str, workers: int) -> str:

@@ -20,7 +20,10 @@ from inception_v4.distributed import World
 
 HERE = ROOT / "tests" / "npu_simulator"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-pytestmark = pytest.mark.skipif(npu_simulator.missing() is not None, reason=str(npu_simulator.missing()))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(npu_simulator.missing() is not None, reason=str(npu_simulator.missing())),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +95,6 @@ def numbers(output: str, kind: str) -> list[float]:
     return [float(number) for number in found[1].split()]
 
 
-@pytest.mark.slow
 def test_gradients_of_the_whole_network_with_synchronised_batch_norm(tmp_path):
     """As near to float64's of one process with the whole batch as float32 comes on the CPU: 0.2 % and 0.3 %.
 
@@ -119,7 +121,6 @@ def relative_distance(values: dict[str, torch.Tensor], exact: dict[str, torch.Te
     return float((one - other).norm() / other.norm())
 
 
-@pytest.mark.slow
 def test_two_processes_learn_what_one_learns():
     """DistributedDataParallel, synchronised batch statistics and fused optimizers over `hccl`, under torchrun."""
     settings = {"TORCH_DEVICE_BACKEND_AUTOLOAD": 1, "NPU_SIMULATOR_DEVICES": 2, "HCCL_EXEC_TIMEOUT": 4}

@@ -50,9 +50,9 @@ def run(*words: str, processes: int = 1, expect: int = 0, **settings: object) ->
 
 
 @pytest.fixture(scope="module", autouse=True)
-def live_weights(tmp_path_factory) -> None:
+def live_weights(module_folder) -> None:
     """Runs start from weights with live signals, so that equal results mean something."""
-    path = tmp_path_factory.mktemp("weights") / "live.pth"
+    path = module_folder("weights") / "live.pth"
     torch.save(enliven_gently(InceptionV4(num_classes=2)).state_dict(), path)
     FULL["ckpt_path"] = str(path)
 
@@ -64,7 +64,7 @@ def training(folder: Path, **settings: object) -> list[str]:
 def records(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl, without what differs between two equal runs: speed and time."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    changing = ("images_per_second", "seconds", "time", "peak_memory")
+    changing = ("images_per_second", "data_wait", "seconds", "time", "peak_memory")
     return [{k: v for k, v in line.items() if k not in changing} for line in lines if line["kind"] == kind]
 
 
@@ -75,8 +75,8 @@ def equal(one: Path, other: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("npu")
+def folder(module_folder) -> Path:
+    return module_folder("npu")
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,7 @@ def test_training_writes_what_the_cpu_writes(answers, folder):
     assert all(map(math.isfinite, losses)) and len(set(losses)) == 4  # live runs, not constant ones
 
 
+@pytest.mark.slow
 def test_validation_and_prediction_say_what_the_cpu_says(answers):
     """Validation bit for bit; prediction, where the CPU takes its own kernels and memory format, to 1e-6."""
     said = {}
@@ -139,6 +140,7 @@ def test_validation_and_prediction_say_what_the_cpu_says(answers):
     assert sum(probabilities) == pytest.approx(1, abs=1e-5) and probabilities[0] > probabilities[1]
 
 
+@pytest.mark.slow
 def test_hf32_is_what_was_asked_for(answers):
     """`--tf32 false` reaches the device as HF32, and the default is on."""
     for name, allowed in (("train npu", False), ("validate npu", True)):
@@ -147,6 +149,7 @@ def test_hf32_is_what_was_asked_for(answers):
         assert not modes["jit_compile"] and not modes["allow_internal_format"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -189,8 +192,13 @@ def on_both(folder: Path, *, processes: int = 1, **settings: object) -> tuple[li
     return steps, float((npu - cpu).norm() / cpu.norm())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"amp": "bf16"}, {"amp": "fp16", "loss_scale": 1024}], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"amp": "bf16"}, marks=pytest.mark.slow, id="bf16"),
+        pytest.param({"amp": "fp16", "loss_scale": 1024}, marks=pytest.mark.long, id="fp16"),
+    ],
+)
 def test_mixed_precision_learns_what_it_learns_on_the_cpu(tmp_path, settings):
     """To the last bit. Without dropout: a CPU rounds its factor to 16 bits, the device does not.
 

@@ -203,10 +203,10 @@ def test_the_real_optimizers_and_scaler_run_on_the_simulator(wheel):
 
 
 @pytest.fixture(scope="module")
-def folders(wheel, tmp_path_factory):
+def folders(wheel, module_folder):
     """Where torch-npu would be installed: as it is, and with metadata that fits the installed torch."""
     (info,) = wheel.glob("torch_npu-*.dist-info")
-    fitting = tmp_path_factory.mktemp("fitting")
+    fitting = module_folder("fitting")
     (fitting / "torch_npu").symlink_to(wheel / "torch_npu")
     (fitting / "torch_npu.libs").symlink_to(wheel / "torch_npu.libs")
     target = fitting / info.name

@@ -76,6 +76,7 @@ def test_newcomers_follow_the_device() -> None:
     assert chosen("cuda", "off") == "fp16", "what an older GPU has"
 
 
+@pytest.mark.slow
 def test_a_run_says_its_choice_and_keeps_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny(tmp_path / "run", amp="auto", max_steps=1, shapes_train=8, shapes_val=4)
     train(config)

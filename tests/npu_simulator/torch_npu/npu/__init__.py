@@ -134,6 +134,10 @@ def max_memory_allocated(device: Any = None) -> int:
     return torch.accelerator.max_memory_allocated()
 
 
+def empty_cache() -> None:
+    """Nothing is kept for later: what is freed is the host's again at once."""
+
+
 def reset_peak_memory_stats(device: Any = None) -> None:
     torch.accelerator.reset_peak_memory_stats()
 

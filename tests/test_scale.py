@@ -124,5 +124,12 @@ def test_efficiency_and_time_follow_from_the_page() -> None:
 
 def test_measured_rates_are_those_of_the_performance_page() -> None:
     measured = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
-    assert "| plain | bf16 | 676.8 | 3.2 | 5.91 |" in measured and "| ours | 818 |" in measured
-    assert "| ours + autoaug + erasing | 510 |" in measured
+    assert "| plain | bf16 | 676.8 | 3.2 | 5.91 |" in measured
+    rates = dict(re.findall(r"^\| ours \| crop, flip(.*?) \| (\d+) \|", measured, re.MULTILINE))
+    plain, policy = int(rates[""]), int(rates[", AutoAugment, erasing"])
+    assert f"The loader gives {plain} on two cores" in TEXT
+    said = re.search(r"some (\d+) per core, and (\d+) with.*?needs ([\d.]+) cores, or ([\d.]+),", TEXT, re.DOTALL)
+    assert said is not None
+    per_core = [plain // 2, policy // 2]
+    assert [int(said[1]), int(said[2])] == per_core
+    assert [float(said[3]), float(said[4])] == [round(1000 / rate, 1) for rate in per_core]

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from running import LIVELY, THREADS, tiny
+from temporary import module_folder, once, shared_folder
+
+__all__ = ["module_folder"]
+
+LONGEST = (
+    "test_train.py", "test_several_processes.py", "test_runtimes.py", "test_engines.py", "test_export.py",
+    "test_cli.py", "test_model.py", "test_om.py", "test_validate.py", "test_predict.py", "test_demo.py",
+    "test_weights_plain_data.py", "test_weights_convert.py", "test_weights_load.py", "test_report.py", "test_layers.py",
+)  # fmt: skip
+"""Files that come first, so that processes that share the tests end together."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Interruptions reach what tests start, also where the tests run in a shell's background, which ignores them."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would begin with the files of many tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,9 +49,20 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from inception_v4.training.train import train
 
     torch.set_num_threads(THREADS)  # before the tests' own fixture: the tests compare bits with this run's
-    folder = tmp_path_factory.mktemp("run") / "finished"
-    train(tiny(folder, **LIVELY))
-    return folder
+    folder = shared_folder(tmp_path_factory) / "finished"
+    return once(folder, lambda: train(tiny(folder, **LIVELY)))
+
+
+@pytest.fixture(scope="session")
+def live_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Weights of two classes to start from where blocks are frozen: signals fade in random ones."""
+    from live import enliven_gently
+
+    from inception_v4.network.model import InceptionV4
+    from inception_v4.weights import WeightsInfo, save_weights
+
+    file = shared_folder(tmp_path_factory) / "live.safetensors"
+    return str(once(file, lambda: save_weights(enliven_gently(InceptionV4(2)), file, WeightsInfo(2))))
 
 
 @pytest.fixture(autouse=True)

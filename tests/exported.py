@@ -1,4 +1,4 @@
-"""Live weights at 75 px and files exported from them, each made once per session."""
+"""Live weights at 75 px and files exported from them, each made once for all tests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from live import enliven
 from photos import photos
 from PIL import Image
+from temporary import once, shared_folder
 from torch import Tensor
 
 from inception_v4.cli import main as cli
@@ -34,7 +35,7 @@ HOW = Preprocessing(image_size=75, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for all modules of a session."""
-    path = tmp_path_factory.getbasetemp() / "exported"
+    path = shared_folder(tmp_path_factory) / "exported"
     path.mkdir(exist_ok=True)
     return path
 
@@ -77,15 +78,20 @@ def logits(pictures: Tensor) -> Tensor:
 @cache
 def weights_file(folder: Path) -> Path:
     info = WeightsInfo(len(CLASSES), CLASSES, HOW, source="tests")
-    return save_weights(network(), folder / "live.safetensors", info)
+    file = folder / "live.safetensors"
+    return once(file, lambda: save_weights(network(), file, info))
 
 
 @cache
 def exported(folder: Path, name: str, target: Target = Target()) -> Path:  # noqa: B008 a frozen value
     """The live weights in `name`, exported and compared."""
-    report = export_model(weights_file(folder), folder / name, target)
-    assert report.passed and report.files[0] == folder / name, report.lines()
-    return folder / name
+    file, weights = folder / name, weights_file(folder)
+
+    def export() -> None:
+        report = export_model(weights, file, target)
+        assert report.passed and report.files[0] == file, report.lines()
+
+    return once(file, export)
 
 
 def onnx_file(folder: Path) -> Path:

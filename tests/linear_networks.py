@@ -22,8 +22,11 @@ def matrix(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.03, (3 * 75 * 75, 3)).astype(np.float32)
 
 
-def linear_network(path: Path, seed: int, how: Preprocessing, names: tuple[str, ...] = NAMES) -> Path:
-    """A file of `matrix(seed)`, with its columns in the order of `names`."""
+def linear_network(
+    path: Path, seed: int, how: Preprocessing, names: tuple[str, ...] = NAMES, *, multi_label: bool = False,
+    softmax: bool = False,
+) -> Path:  # fmt: skip
+    """A file of `matrix(seed)`, with its columns in the order of `names`; with `softmax` it gives sigmoids."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper, numpy_helper
@@ -34,12 +37,13 @@ def linear_network(path: Path, seed: int, how: Preprocessing, names: tuple[str, 
     weight = numpy_helper.from_array(np.resize(columns, (3 * how.image_size**2, 3)), "weight")
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["products" if softmax else "logits"]),
+        *([helper.make_node("Sigmoid", ["products"], ["logits"])] if softmax else []),
     ]
     graph = helper.make_graph(nodes, "linear", [image], [logits], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    info = WeightsInfo(3, names, how, source="tests")
-    helper.set_model_props(model, {METADATA_KEY: export_description(info, Signature())})
+    info = WeightsInfo(3, names, how, source="tests", multi_label=multi_label)
+    helper.set_model_props(model, {METADATA_KEY: export_description(info, Signature(softmax=softmax))})
     onnx.save(model, path)
     return path
 

@@ -16,6 +16,7 @@ import torch
 from live import enliven
 from running import environment
 from safetensors.torch import save_file
+from temporary import NewFolder
 from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -33,9 +34,9 @@ def peer() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def overlay(peer: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict:
+def overlay(peer: nn.Module, module_folder: NewFolder) -> dict:
     """timm's own weights as "pretrained" weights on disk."""
-    file = tmp_path_factory.mktemp("weights") / "peer.safetensors"
+    file = module_folder("weights") / "peer.safetensors"
     save_file(peer.state_dict(), file)
     return {"file": str(Path(file)), "num_classes": 7}
 
@@ -195,6 +196,7 @@ def test_another_type(live: InceptionV4, pictures: Tensor) -> None:
     torch.testing.assert_close(exact, outputs_of_the_plain_network(model, pictures.double()), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_timms_moving_average_is_evaluated_as_it_is_by_then(live: InceptionV4, pictures: Tensor) -> None:
     """It is in evaluation mode for good, and changes between two validations."""
     model = copy.deepcopy(live).train()
@@ -224,6 +226,7 @@ def test_where_more_than_the_outputs_matters_it_is_the_plain_network(live: Incep
     assert sum("conv2d" in str(node.target) for node in program.graph.nodes) == PLAIN
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(torch.jit, "script"), reason="this torch has no TorchScript")
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 def test_a_script_is_the_plain_network(pictures: Tensor) -> None:
@@ -249,6 +252,7 @@ def test_copies_and_files_hold_the_network_alone(live: InceptionV4, pictures: Te
     assert len(list(model.modules())) == len(list(live.modules()))
 
 
+@pytest.mark.slow
 def test_a_script_that_cannot_import_it_by_itself(tmp_path: Path) -> None:
     """As the document says it for timm's validate.py."""
     script = tmp_path / "script.py"

@@ -114,6 +114,7 @@ def test_bad_data_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, p
     assert not (tmp_path / "out" / "best.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_truncated_picture_stops_or_is_skipped(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, photos: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_predict_names_pictures_in_three_formats(
     assert code == 0 and "picture" in out.splitlines()[0] and len(out.splitlines()) == 1 + 9 * 2
 
 
+@pytest.mark.slow
 def test_an_unreadable_picture_in_predict(capsys: pytest.CaptureFixture[str], photos: Path, finished_run: Path) -> None:
     bad = photos / "val" / "circle" / "bad.jpg"
     bad.write_bytes(b"not a picture")
@@ -209,6 +211,7 @@ def test_env_reports(capsys: pytest.CaptureFixture[str]) -> None:
     assert report["devices"]["cpu"]["available"] is True
 
 
+@pytest.mark.slow
 def test_debug_shows_the_traceback() -> None:
     words = [sys.executable, "-m", "inception_v4", "train", "--data-dir=nowhere", "--dataset=folder"]
     quiet = subprocess.run(words, capture_output=True, text=True, env=environment())

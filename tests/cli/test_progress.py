@@ -13,6 +13,7 @@ from live import enliven
 from photos import class_folders
 from rich.console import Console
 from running import run
+from temporary import NewFolder
 from terminal import run_on_terminal, shows_estimate
 
 from inception_v4 import InceptionV4, save_weights
@@ -35,8 +36,8 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+def weights(module_folder: NewFolder) -> Path:
+    path = module_folder("weights") / "w.safetensors"
     info = WeightsInfo(num_classes=5, preprocessing=Preprocessing(image_size=75))
     return save_weights(enliven(InceptionV4(5)), path, info)
 
@@ -95,6 +96,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(member, io.BytesIO(content))
 
 
+@pytest.mark.slow
 def test_convert_shows_its_comparison_on_a_terminal_alone(weights: Path, tmp_path: Path) -> None:
     class_folders(tmp_path / "p", {"a": 2})
     pictures = sorted(str(path) for path in (tmp_path / "p").rglob("*.*"))
@@ -107,6 +109,7 @@ def test_convert_shows_its_comparison_on_a_terminal_alone(weights: Path, tmp_pat
     assert done.stderr == "" and "\r" not in done.stdout and "comparing" not in done.stdout
 
 
+@pytest.mark.slow
 def test_predict_shows_tables_above_its_bar(weights: Path, tmp_path: Path) -> None:
     class_folders(tmp_path / "p", {"a": 25})
     code, text = run_on_terminal("predict", "p", "--ckpt-path", str(weights), "--top-k", "1", cwd=tmp_path)
@@ -115,6 +118,7 @@ def test_predict_shows_tables_above_its_bar(weights: Path, tmp_path: Path) -> No
     assert text.count("│ p/a/") == 25 and text.count("┃ picture") == 2, "every picture once, in two tables"
 
 
+@pytest.mark.slow
 def test_export_says_what_it_is_doing_and_how_long_it_takes(weights: Path, tmp_path: Path) -> None:
     code, text = run_on_terminal("export", str(weights), "-o", "w.pt2", cwd=tmp_path)
     assert code == 0, text

@@ -46,9 +46,9 @@ def peer(folder: Path, *arguments: str | Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(module_folder):
     """Live weights, pictures and this package's logits."""
-    path = tmp_path_factory.mktemp("mindspore")
+    path = module_folder("mindspore")
     save_weights(network(), path / "net.safetensors", WeightsInfo())
     images = torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(2))
     np.save(path / "images.npy", images.numpy())
@@ -137,9 +137,9 @@ def test_files_that_mindspore_wrote_come_back_bit_for_bit(folder, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(module_folder):
     """Checkpoints of MindSpore's own training, and the parameters it had."""
-    path = tmp_path_factory.mktemp("trained")
+    path = module_folder("trained")
     peer(path, "train", path)
     return path
 
@@ -172,12 +172,21 @@ def apart(one: np.ndarray | torch.Tensor, other: torch.Tensor) -> float:
     return float((torch.as_tensor(one) - other).norm() / other.norm())
 
 
+def away_from(exact, model, images, labels) -> float:
+    """Largest relative distance of a parameter's gradient from that of `exact`."""
+    model.zero_grad()
+    nn.functional.cross_entropy(model(images), labels).backward()
+    pairs = zip(model.parameters(), exact.parameters(), strict=True)
+    return max(float((a.grad - b.grad).norm() / b.grad.norm()) for a, b in pairs)
+
+
 def test_training_goes_on_in_mindspore(folder, tmp_path):
     """Weights and Momentum's state from here; one step there and one here agree, and so do BatchNorm's statistics.
 
     The step holds the statistics still: through 149 BatchNorms on few pictures float32 gradients are chaotic (PyTorch's
     own differ from float64's by a fifth), so that a comparison would show nothing.
     """
+    torch.set_num_threads(2)  # the weights, and how far they magnify rounding, depend on it
     torch.manual_seed(0)
     model = enliven(fresh(10, drop_rate=0.0, bn_momentum=1 - 0.9997)).eval()
     groups = parameter_groups(model, Optimizer(weight_decay=4e-5))
@@ -207,14 +216,14 @@ def test_training_goes_on_in_mindspore(folder, tmp_path):
         tmp_path / "after.npz",
     )
     earlier = {name: optimizer.state[p]["momentum_buffer"].clone() for name, p in model.named_parameters()}
-    exact = copy.deepcopy(model).double()
+    exact, orders = copy.deepcopy(model).double(), ([0, 1, 2, 3], [3, 2, 1, 0], [1, 0, 3, 2], [2, 3, 0, 1])
     nn.functional.cross_entropy(exact(images.double()), labels).backward()
+    # What float32 itself costs on this processor: our own gradients against those of float64. How near they come is
+    # partly chance; sums in other orders round otherwise, as MindSpore's do.
+    rounding = max(away_from(exact, copy.deepcopy(model), images[order], labels[order]) for order in orders)
     loss, after = step(), np.load(tmp_path / "after.npz")
     with torch.no_grad():
         model.train()(images)
-    # What float32 itself costs on this processor: our own gradients against those of float64.
-    pairs = zip(model.parameters(), exact.parameters(), strict=True)
-    rounding = max(float((a.grad - b.grad).norm() / b.grad.norm()) for a, b in pairs)
     limit = max(1e-3, rounding)
     changes, moments, forgotten = [], [], []
     for name, parameter in model.named_parameters():

@@ -74,6 +74,7 @@ def test_fused_equals_plain_in_float32_and_any_memory_format() -> None:
         assert (fused(x.float().to(memory_format=layout)) - expected).norm() < 1e-5 * scale
 
 
+@pytest.mark.slow
 def test_folding_before_bfloat16_loses_no_more_than_bfloat16_itself() -> None:
     x = images(2, 107)
     expected = plain()(x)
@@ -221,6 +222,7 @@ def test_compile_takes_the_fused_network_as_one_graph() -> None:
     assert torch.equal(torch.compile(fused, fullgraph=True, backend="eager")(images()), fused(images()))
 
 
+@pytest.mark.slow
 def test_export_with_any_batch_size_and_common_operators_only() -> None:
     fused = fuse(plain())
     program = torch.export.export(fused, (images(2),), dynamic_shapes=({0: torch.export.Dim("batch")},))

@@ -227,6 +227,7 @@ def test_checkpointing_with_synchronised_batchnorm() -> None:
     assert int(model.features[0].bn.num_batches_tracked) == 1
 
 
+@pytest.mark.slow
 def test_checkpointing_under_compile_counts_each_batch_once() -> None:
     plain = shallow()
     frugal = copy.deepcopy(plain)
@@ -238,12 +239,14 @@ def test_checkpointing_under_compile_counts_each_batch_once() -> None:
         assert torch.allclose(a, b, rtol=BOUND), name
 
 
+@pytest.mark.slow
 def test_compile_takes_the_network_as_one_graph() -> None:
     model = twin()
     with torch.no_grad():
         assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(images()), model(images()))
 
 
+@pytest.mark.slow
 def test_export_with_any_batch_size() -> None:
     model = twin()
     program = torch.export.export(model, (images(2),), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
@@ -253,7 +256,8 @@ def test_export_with_any_batch_size() -> None:
 
 @pytest.mark.skipif(not hasattr(torch.jit, "script"), reason="this torch has no TorchScript")
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("pool", ["avg", "max", "avgmax", "catavgmax", ""])
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["", "avg", "max", "avgmax", "catavgmax"])
 def test_a_script_of_the_network_is_the_network(pool: str) -> None:
     """timm's `test_model_forward_torchscript`, and that the file it can be saved to gives the same numbers."""
     model = enliven(InceptionV4(0 if pool == "" else 7, global_pool=pool)).eval()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from temporary import NewFolder
 
 from inception_v4.network.model import InceptionV4
 from inception_v4.weights import load_weights
@@ -28,8 +29,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tfslim")
+def written(module_folder: NewFolder) -> Path:
+    folder = module_folder("tfslim")
     subprocess.run([str(PYTHON), str(PEER), str(folder), "107"], check=True)
     return folder
 

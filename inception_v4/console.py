@@ -9,12 +9,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and messages go to stderr: stdout is left to results (`--json`)."""
 
 
+_WIDE = 110
+"""Columns of a terminal that hold figures and a bar."""
 _ESTIMATED_OVER = 600.0
 """Seconds: a batch or a contestant may take minutes, and a rate needs two of them."""
 
@@ -72,14 +74,24 @@ def track(items: Any, description: str, total: int | None = None) -> Any:
             count_on()
 
 
-def progress_bar() -> Progress:
-    """Of this project's look, not started."""
-    return Progress(
+def progress_bar(*, long_text: bool = False) -> Progress:
+    """Of this project's look, not started.
+
+    Args:
+        long_text: the description has many figures: on a narrow terminal it stands without the bar, and the figures
+            of the end are not cut off.
+    """
+    text, *rest = [
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=_ESTIMATED_OVER,
-    )
+    ]
+    if long_text and console.width < _WIDE:
+        text = TextColumn("{task.description}", table_column=Column())
+        rest = [
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        ]
+    return Progress(text, *rest, console=console, speed_estimate_period=_ESTIMATED_OVER)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -24,8 +23,8 @@ _OWN = ("output", "layout", "dtype", "ema", "greedy", "update_bn")
 @click.option(
     "--ema/--no-ema", "use_ema", default=None, help="Take the moving averages that training checkpoints hold."
 )
-@click.option("--greedy", is_flag=True, help="A greedy soup: only weights that do not lower top-1 of the validation "
-              "pictures, the best first.")  # fmt: skip
+@click.option("--greedy", is_flag=True, help="A greedy soup: only weights that do not lower top-1 (mAP, where "
+              "pictures have several classes) of the validation pictures, the best first.")  # fmt: skip
 @click.option("--update-bn", is_flag=True, help="Take BatchNorm statistics anew from the training pictures, as SWA "
               "does.")  # fmt: skip
 @config_option
@@ -46,4 +45,4 @@ def command(weights: Sequence[str], config_file: str | None, **options: Any) -> 
     prepare_environment(config.run.device)
     from inception_v4.training.averaging import Averaging, average
 
-    average(weights, config, Averaging(Path(chosen.pop("output")), **chosen))
+    average(weights, config, Averaging(chosen.pop("output"), **chosen))

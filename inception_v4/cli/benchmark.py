@@ -165,7 +165,7 @@ def _measure_data(folder: str, device: str, options: dict[str, Any]) -> int:
     accelerator = select(device)
     accelerator.activate()
     batch_size = options["batch_size"][0] if options["batch_size"] else 32
-    peers = ["timm"] if "timm" in (options["peer"] or PEERS) else []
+    peers = [peer for peer in ("timm", "torchvision") if peer in (options["peer"] or (*PEERS, "torchvision"))]
     rows = measure_loaders(
         Data(data_dir=folder, batch_size=batch_size, workers=options["workers"]),
         Augmentation(image_size=options["image_size"]),

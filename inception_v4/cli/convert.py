@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from inception_v4.accelerator import prepare_environment
 from inception_v4.cli.options import CONTEXT
-from inception_v4.settings.addresses import is_address, require_plain
+from inception_v4.settings.addresses import is_address
 
 
 @click.command("convert", context_settings=CONTEXT)
@@ -36,22 +34,14 @@ def command(source: str, destination: str, pictures: Sequence[str], **options: A
     """
     prepare_environment("cpu")
     verify = (list(pictures) or True) if options.pop("verify") or pictures else False
-    if is_address(destination):
-        require_plain(destination)
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder, destination.rpartition("/")[2]) if is_address(destination) else Path(destination)
-        return _convert(source, destination, written, verify=verify, options=options)
-
-
-def _convert(source: str, destination: str, written: Path, *, verify: Any, options: dict[str, Any]) -> int:
-    from inception_v4.storage.remote import Place
+    from inception_v4.storage.outgoing import outgoing
     from inception_v4.weights.convert import convert_weights
 
-    report = convert_weights(source, written, to=options.pop("layout"), verify=verify, **options)
-    for line in report.lines():
-        click.echo(line.replace(str(written), destination))
-    if report.passed and is_address(destination):
-        place = Place(destination.rpartition("/")[0])
-        for file in sorted(written.parent.iterdir(), key=lambda file: file == written):
-            place.put(file, file.name)
+    with outgoing(destination) as file:
+        report = convert_weights(source, file.path, to=options.pop("layout"), verify=verify, **options)
+        for line in report.lines():
+            click.echo(file.told(line))
+        if not report.passed and is_address(destination):
+            for written in file.path.parent.iterdir():
+                written.unlink()  # it stays where it was made, and goes nowhere else
     return 0 if report.passed else 1

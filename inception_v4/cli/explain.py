@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -45,6 +44,9 @@ def command(pictures: Sequence[str], class_name: str | None, **options: Any) -> 
     from inception_v4.data.pictures import CorruptImage
     from inception_v4.inference.predict import PRETRAINED, Predictor
     from inception_v4.pages.explaining import class_number, explain_picture, methods_for, stems, write_overlays
+    from inception_v4.storage.outgoing import check_target, outgoing
+
+    check_target(options["output_dir"])
 
     names = pictures_in(pictures, sys.stdin.buffer)
     source = PRETRAINED if options["pretrained"] else options["ckpt_path"]
@@ -56,16 +58,17 @@ def command(pictures: Sequence[str], class_name: str | None, **options: Any) -> 
     if class_name is not None:
         class_number(predictor.class_names, class_name)  # a wrong name is said before any work
     unread = 0
-    for name, stem in track(list(zip(names, stems(names), strict=True)), "explaining"):
-        try:
-            found = explain_picture(predictor, name, methods=methods, top_k=options["top_k"], class_name=class_name)
-        except (CorruptImage, OSError) as error:
-            if len(names) == 1:
-                raise
-            unread += 1
-            say(f"{name}: {error}" if name not in str(error) else str(error))
-            continue
-        click.echo(str(write_overlays(found, stem, Path(options["output_dir"]))[0]))
+    with outgoing(options["output_dir"]) as folder:
+        for name, stem in track(list(zip(names, stems(names), strict=True)), "explaining"):
+            try:
+                found = explain_picture(predictor, name, methods=methods, top_k=options["top_k"], class_name=class_name)
+            except (CorruptImage, OSError) as error:
+                if len(names) == 1:
+                    raise
+                unread += 1
+                say(f"{name}: {error}" if name not in str(error) else str(error))
+                continue
+            click.echo(folder.told(str(write_overlays(found, stem, folder.path)[0])))
     if unread:
         say(f"{unread} of {len(names)} pictures could not be read")
     return int(bool(unread))

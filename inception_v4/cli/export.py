@@ -29,7 +29,8 @@ def modelzoo_options(function: Any) -> Any:
 @click.command("export", context_settings=CONTEXT)
 @click.argument("source", metavar="WEIGHTS", required=False)
 @click.option("--format", "form", type=click.Choice(FORMAT_NAMES), help="Default: by the suffix of FILE.")
-@click.option("-o", "--output", metavar="FILE", help="File to write, whole or not at all.")
+@click.option("-o", "--output", metavar="FILE", help="File to write, whole or not at all: a path, or an "
+              "address (s3://...).")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
 @click.option("--num-classes", type=click.IntRange(1), metavar="N", help="Must be the weights'; 1000 of 1001 drops "
               "the background.")  # fmt: skip
@@ -76,9 +77,12 @@ def command(source: str | None, output: str | None, dry_run: bool, **options: An
         return 0
     if target.format == "aoti":
         click.echo(select(target.device).compile_notice("aoti"), err=True)
-    report = module.export_model(source, output, target)
-    for line in report.lines():
-        click.echo(line)
+    from inception_v4.storage.outgoing import outgoing
+
+    with outgoing(output) as file:
+        report = module.export_model(source, file.path, target)
+        for line in report.lines():
+            click.echo(file.told(line))
     return 0 if report.passed else 1
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "predict": ("inception_v4.cli.predict", "Name what is on pictures."),
     "explain": ("inception_v4.cli.explain", "Show where on pictures classes were found."),
     "report": ("inception_v4.cli.report", "One HTML page about a run, or several compared."),
+    "demo": ("inception_v4.cli.demo", "A page in the browser to try the network on pictures."),
     "serve": ("inception_v4.cli.serve", "The network as an HTTP service, for programs."),
     "push": ("inception_v4.cli.push", "Push a run's weights to the Hugging Face hub."),
     "export": (
@@ -38,6 +39,10 @@ COMMANDS = {
     ),
     "benchmark": ("inception_v4.cli.benchmark", "Time the network beside other programs', and the loader."),
     "env": ("inception_v4.cli.env", "Versions, devices and what works here."),
+    "pack": (
+        "inception_v4.cli.pack",
+        "Pack pictures into shards (tar files), for disks and storage that like them large.",
+    ),
     "draw": ("inception_v4.cli.draw", "Draw a new picture of a shape, to try `predict` on."),
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -30,8 +32,40 @@ cache_option = click.option(
 )
 
 
+def int8_options(function: Any) -> Any:
+    """--int8 and what it may take ranges from."""
+    made = "made once with ranges from the run's training pictures and kept beside the weights"
+    calibration = click.option("--calibration", metavar="FOLDER", help="--int8: take the ranges from these pictures.")
+    return click.option("--int8", is_flag=True, help=f"8-bit convolutions in OpenVINO or ONNX Runtime, {made}.")(
+        calibration(function)
+    )
+
+
+def eight_bit_source(source: str, options: dict[str, Any]) -> str:
+    """What to open in place of `source`: its 8-bit file where --int8 asks for it."""
+    if not options["int8"]:
+        if options["calibration"]:
+            raise click.UsageError("--calibration is for --int8")
+        return source
+    from inception_v4.export.eight_bit import eight_bit_file
+
+    path, lines = eight_bit_file(
+        source, runtime=options["runtime"], pictures=options["calibration"], image_size=options.get("image_size")
+    )
+    announce(lines)
+    return path
+
+
 def announce(lines: Sequence[str]) -> None:
     """Lines for the person at the console, from one process only."""
     if os.environ.get("RANK", "0") == "0":
         for line in lines:
             click.echo(line, err=True)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

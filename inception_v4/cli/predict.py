@@ -13,7 +13,7 @@ import click
 
 from inception_v4.accelerator import prepare_environment
 from inception_v4.cli.ensemble import PredictCommand, views_options
-from inception_v4.cli.options import CONTEXT, cache_option, runtime_option
+from inception_v4.cli.options import CONTEXT, cache_option, eight_bit_source, int8_options, runtime_option
 from inception_v4.console import say, track
 
 
@@ -23,9 +23,13 @@ from inception_v4.console import say, track
               "several files the mean of their probabilities.")  # fmt: skip
 @click.option("--pretrained", is_flag=True, help="The published ImageNet weights.")
 @runtime_option
+@int8_options
 @views_options
 @cache_option
-@click.option("--top-k", default=5, show_default=True, type=click.IntRange(1), help="Classes shown per picture.")
+@click.option("--top-k", type=click.IntRange(1), help="Most classes shown per picture; default: 5, or all above "
+              "--threshold.")  # fmt: skip
+@click.option("--threshold", type=click.FloatRange(0, 1), metavar="P", help="Least probability of the classes shown; "
+              "default: none, or 0.5 for weights that give several classes where --top-k is not given.")  # fmt: skip
 @click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Pictures at a time.")
 @click.option("--workers", type=click.IntRange(0), help="Loader processes; default: up to 8, none for few pictures.")
@@ -75,6 +79,7 @@ def _predictor(options: dict[str, Any]) -> Any:
         raise click.UsageError(f"give --ckpt-path FILE or --pretrained, one of them{_newest_run()}")
     from inception_v4.inference.network import accelerator_for, runtime_for
 
+    sources = tuple(eight_bit_source(source, options) for source in sources)
     runtime = runtime_for(sources[0], options["runtime"], cache=options["cache"])
     accelerator_for(runtime, options["device"]).activate()
     predictor = module.Predictor(
@@ -98,10 +103,12 @@ def _write(predictor: Any, names: list[str], form: str, options: dict[str, Any])
     if len(names) == 1 and on_corrupt == "report":
         on_corrupt = "error"
     # A progress bar takes over `sys.stdout`: rows go to the one that was there before it.
-    out, seen = sys.stdout, sys.stdout.isatty()
+    out, seen, (top_k, threshold) = sys.stdout, sys.stdout.isatty(), _shown(predictor, options)
     if isinstance(out, io.TextIOWrapper):
         out.reconfigure(errors="surrogateescape")  # a file's name is written as it is, in whatever encoding
-    results = predictor.stream(names, options["top_k"], workers=options["workers"], on_corrupt=on_corrupt)
+    results = predictor.stream(
+        names, top_k, threshold=threshold, workers=options["workers"], on_corrupt=on_corrupt
+    )  # fmt: skip
     with TableRows() if seen and not form else TextRows(ROW_FORMATS[form or "table"], out) as rows:
         # A bar keeps below the tables of a terminal; lines of text there would write over it.
         for result in results if seen and form else track(results, "predicting", len(names)):
@@ -115,6 +122,16 @@ def _write(predictor: Any, names: list[str], form: str, options: dict[str, Any])
         return 0
     say(f"{unread} of {len(names)} pictures could not be read")
     return 1
+
+
+def _shown(predictor: Any, options: dict[str, Any]) -> tuple[int, float]:
+    """The most classes of a picture that are shown, and their least probability."""
+    from inception_v4.inference.several_classes import THRESHOLD
+
+    top_k, threshold = options["top_k"], options["threshold"]
+    if threshold is None:
+        threshold = THRESHOLD if predictor.info.multi_label and top_k is None else 0.0
+    return top_k or (len(predictor.class_names) if threshold else 5), threshold
 
 
 def _newest_run() -> str:

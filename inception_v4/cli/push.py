@@ -9,6 +9,7 @@ import click
 
 from inception_v4.cli.options import CONTEXT
 from inception_v4.console import print_table, say
+from inception_v4.settings.addresses import is_address
 
 
 @click.command("push", context_settings=CONTEXT)
@@ -40,12 +41,14 @@ def command(run: str, name: str, **options: Any) -> None:
     output_dir, license_name = options["output_dir"], options["license_name"]
     if output_dir and not options["dry_run"]:
         raise click.UsageError("--output-dir goes with --dry-run")
-    record = read_run(Path(run))
+    if is_address(output_dir):
+        raise click.UsageError(f"{output_dir} is an address: give --output-dir a local folder, to look at the files")
+    record = read_run(run)
     if not options["dry_run"]:
         given = {key: options[key] for key in ("private", "license_name", "message")}
         click.echo(push_run(record, name, **given))
         return
-    with staged(Path(output_dir or run) / "repository") as folder:
+    with staged(Path(output_dir or record.folder) / "repository") as folder:
         files = write_repository(record, Path(output_dir) if output_dir else folder, name, license_name=license_name)
         print_table(("file", "bytes"), [(path.name, str(path.stat().st_size)) for path in files if path.is_file()])
         say("nothing was pushed (--dry-run)")

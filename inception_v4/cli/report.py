@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -15,7 +14,7 @@ from inception_v4.console import say
 @click.command("report", context_settings=CONTEXT)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN_DIR...")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), metavar="FILE", help="The page; default: report.html "
-              "in the first run directory.")  # fmt: skip
+              "in the first run directory or address.")  # fmt: skip
 @click.option("--inspect/--no-inspect", default=True, help="Look through the pictures: broken ones, and the same one "
               "twice.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="For the heat on thumbnails.")
@@ -32,8 +31,10 @@ def command(runs: Sequence[str], output: str | None, inspect: bool, device: str)
     """
     prepare_environment(device)
     from inception_v4.pages.report import write_report
+    from inception_v4.storage.outgoing import outgoing
 
-    page, charts = write_report([Path(run) for run in runs], Path(output) if output else None, device=device,
-                                look_through=inspect)  # fmt: skip
-    say(f"{len(charts)} charts as PNG in {charts[0].parent}")
-    click.echo(str(page))
+    with outgoing(output or f"{runs[0].rstrip('/')}/report.html") as file:
+        page, charts = write_report(runs, file.path, device=device, look_through=inspect)
+        told = file.told(str(charts[0].parent)), file.told(str(page))
+    say(f"{len(charts)} charts as PNG in {told[0]}")
+    click.echo(told[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 import os
 import signal
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli.options import CONTEXT, runtime_option
+from inception_v4.cli.options import CONTEXT, cache_option, is_loopback, runtime_option
 from inception_v4.console import say
 from inception_v4.pages.extras import optional
 
@@ -34,6 +34,7 @@ TOKEN = "INCEPTION_V4_TOKEN"
 @click.option("--token-file", type=click.Path(dir_okay=False), metavar="FILE", help=f"Bearer token that requests must "
               f"have; or the variable {TOKEN}. Default: none.")  # fmt: skip
 @runtime_option
+@cache_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")
 @click.option("--amp", default="off", show_default=True, type=click.Choice(["off", "bf16", "fp16"]), help="Precision.")
 def command(weights: str, **options: Any) -> None:
@@ -53,25 +54,29 @@ def command(weights: str, **options: Any) -> None:
     token = _token(options["token_file"])
     import uvicorn
 
+    from inception_v4.inference.engines import WORTH_EXPORTING
     from inception_v4.inference.predict import Predictor
     from inception_v4.pages.service import Limits, create_service
 
-    given = {name: options[name] for name in ("runtime", "device", "amp", "batch_size")}
+    given = {name: options[name] for name in ("runtime", "device", "amp", "batch_size", "cache")}
     predictor = Predictor(weights, **given)
+    predictor.expect(WORTH_EXPORTING)  # of a service's pictures nobody knows the number: they are many
     limits = Limits(
         body=options["max_bytes"], pixels=options["max_pixels"], queue=options["queue"],
         wait=options["wait_ms"] / 1000, batch=options["batch_size"],
     )  # fmt: skip
     for message in predictor.messages:
         say(message)
-    if not token and not _is_loopback(options["host"]):
+    if not token and not is_loopback(options["host"]):
         say(f"{options['host']} can be reached by others and no token is asked for: give --token-file")
     say(f"{weights} on {predictor.engine}: POST http://{options['host']}:{options['port']}/predict")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # uvicorn raises it again when all has been answered
+    # What is wrong with a request is said to who sent it; a line for each would let anybody fill a log.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     uvicorn.run(
         create_service(predictor, limits, token), host=options["host"], port=options["port"], http="h11",
-        log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=30,
+        log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=30,
         limit_concurrency=4 * limits.queue, timeout_keep_alive=15,
     )  # fmt: skip
 
@@ -83,10 +88,3 @@ def _token(file: str | None) -> str | None:
     if not token:
         raise ValueError(f"{file} is empty: write the token into it")
     return token
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

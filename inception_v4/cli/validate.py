@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,6 +17,8 @@ from inception_v4.cli.options import (
     cache_option,
     config_option,
     dry_run_option,
+    eight_bit_source,
+    int8_options,
     json_option,
     runtime_option,
 )
@@ -25,9 +26,11 @@ from inception_v4.cli.settings import SettingsCommand, given_settings, resolve, 
 from inception_v4.console import print_table
 from inception_v4.settings.dialects import NO_EFFECT
 from inception_v4.settings.recipes import to_yaml
+from inception_v4.settings.schema import Config
 
 _ASKED = (
-    "runtime", "cache", "others", "crops", "flip", "confusion", "save_predictions", "real_labels", "data_classes_only",
+    "runtime", "int8", "calibration", "cache", "others", "crops", "flip", "confusion", "save_predictions",
+    "real_labels", "data_classes_only",
 )  # fmt: skip
 """Flags that are no settings."""
 
@@ -68,6 +71,7 @@ others_option = click.option(_MORE, "others", multiple=True, hidden=True, metava
 @click.option("--data-classes-only", is_flag=True, help="The network may answer with the data's classes alone, as "
               "ImageNet-A and -R are scored.")  # fmt: skip
 @runtime_option
+@int8_options
 @views_options
 @others_option
 @cache_option
@@ -110,21 +114,31 @@ def command(config_file: str | None, dry_run: bool, as_json: bool, per_class: bo
     from inception_v4.inference.validate import validate as run
 
     views = Views(int(asked["crops"]), asked["flip"])
+    config, others = _in_8_bits(config, asked)
     result = run(
-        config, runtime=asked["runtime"], cache=asked["cache"], views=views, others=asked["others"],
+        config, runtime=asked["runtime"], cache=asked["cache"], views=views, others=others,
         options=_result_options(asked),
     )  # fmt: skip
     if os.environ.get("RANK", "0") == "0":
         _print_validation(result, as_json=as_json, per_class=per_class)
 
 
+def _in_8_bits(config: Config, asked: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """Settings and further files with the 8-bit forms of the weights, where --int8 asks for them."""
+    how = asked | {"image_size": config.augmentation.given_preprocessing().get("image_size")}
+    others = tuple(eight_bit_source(other, how) for other in asked["others"])
+    source = "pretrained" if config.network.pretrained else config.network.ckpt_path
+    if source is None or not asked["int8"]:
+        return config, others
+    network = {"ckpt_path": eight_bit_source(source, how), "pretrained": False}
+    return config.model_copy(update={"network": config.network.model_copy(update=network)}), others
+
+
 def _result_options(asked: dict[str, Any]) -> Any:
     from inception_v4.inference.results import ResultOptions
 
-    confusion, predictions, real = (
-        Path(asked[name]) if asked[name] else None for name in ("confusion", "save_predictions", "real_labels")
-    )
-    return ResultOptions(confusion, predictions, real, asked["data_classes_only"])
+    files = (asked["confusion"], asked["save_predictions"], asked["real_labels"])
+    return ResultOptions(*files, asked["data_classes_only"])
 
 
 def _scored(outputs: str, labels: str, asked: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +146,7 @@ def _scored(outputs: str, labels: str, asked: dict[str, Any], given: dict[str, A
     from inception_v4.inference.outputs import score_outputs
 
     usual = {"crops": "1", "runtime": "auto"}
-    names = ("runtime", "others", "crops", "flip", "real_labels", "data_classes_only")
+    names = ("runtime", "int8", "others", "crops", "flip", "real_labels", "data_classes_only")
     idle = [*(name for name in names if asked[name] and asked[name] != usual.get(name)), *given]
     options = _result_options(asked | {"real_labels": None, "data_classes_only": False})
     result, remarks = score_outputs(outputs, labels, options)
@@ -162,19 +176,21 @@ def _print_validation(result: dict[str, Any], *, as_json: bool, per_class: bool)
         f"loss {result['loss']:.4f}  top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  "
         f"({result['samples']} pictures{speed})"
     )
-    click.echo(f"macro F1 {result['macro_f1']:.2f} %  calibration error {result['ece']:.2f} %")
+    several = f"mAP {result['map']:.2f} %  micro F1 {result['micro_f1']:.2f} %  " if "map" in result else ""
+    click.echo(f"{several}macro F1 {result['macro_f1']:.2f} %  calibration error {result['ece']:.2f} %")
     if "real_top1" in result:
         click.echo(
             f"reassessed labels: top-1 {result['real_top1']:.2f} %  top-5 {result['real_top5']:.2f} %  "
             f"({result['real_samples']} pictures)"
         )
     if per_class:
+        recall, last = ("recall", "ap") if several else ("top1", "top5")
         print_table(
-            ("class", "pictures", "recall %", "precision %", "F1 %", "top-5 %"),
-            [_class_row(row) for row in sorted(result["per_class"], key=lambda row: row["top1"])],
+            ("class", "pictures", "recall %", "precision %", "F1 %", "AP %" if several else "top-5 %"),
+            [_class_row(row, recall, last) for row in sorted(result["per_class"], key=lambda row: row[recall])],
         )
 
 
-def _class_row(row: dict[str, Any]) -> tuple[str, ...]:
+def _class_row(row: dict[str, Any], recall: str, last: str) -> tuple[str, ...]:
     precision = "-" if row["precision"] is None else f"{row['precision']:.1f}"
-    return row["class"], str(row["samples"]), f"{row['top1']:.1f}", precision, f"{row['f1']:.1f}", f"{row['top5']:.1f}"
+    return row["class"], str(row["samples"]), f"{row[recall]:.1f}", precision, f"{row['f1']:.1f}", f"{row[last]:.1f}"

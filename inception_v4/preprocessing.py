@@ -7,7 +7,7 @@ MindSpore checkpoint, so that whoever holds the weights also knows how to feed t
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 INCEPTION_MEAN = INCEPTION_STD = (0.5, 0.5, 0.5)
 """Maps pixels to [-1, 1]: TF-Slim's, Cadene's and timm's weights."""
@@ -17,6 +17,45 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 MIN_IMAGE_SIZE = 75
 """Smallest input side, in pixels, that leaves a 1x1 map after the last reduction."""
+
+
+class Stem(NamedTuple):
+    """How the network begins, and what it does at borders; no parameter changes its name or shape.
+
+    Attributes:
+        stride: of the first convolution.
+        padding: of the seven convolutions and four pools that the paper leaves without: "valid", or "same".
+        smallest: input side in pixels that leaves a place in the last map.
+    """
+
+    stride: int
+    padding: str
+    smallest: int
+
+
+STEMS = {
+    "standard": Stem(2, "valid", MIN_IMAGE_SIZE),
+    "stride1": Stem(1, "valid", 39),
+    "padded": Stem(2, "same", 16),
+}
+"""The paper's, and two for small pictures. With stride 1 a picture of n pixels has the maps of one of 2 n. With padding
+32 pixels pass at two fifths of what 75 cost."""
+
+
+SMALLEST = min(stem.smallest for stem in STEMS.values())
+
+
+def check_size(image_size: int, stem: str) -> None:
+    """Raises ValueError where the network with that stem needs larger pictures."""
+    smallest = STEMS[stem].smallest
+    if image_size < smallest:
+        others = [f"{name} from {row.smallest}" for name, row in STEMS.items() if row.smallest <= image_size]
+        remedy = f", or another stem ({', '.join(others)})" if others else ""
+        raise ValueError(
+            f"image_size {image_size} is too small: Inception-v4 needs at least {smallest} pixels"
+            f"{'' if stem == 'standard' else f' with stem {stem}'}{remedy}"
+        )
+
 
 MAX_PIXELS = 300_000_000
 """Most pixels of a picture in memory unless said otherwise: 0.9 GB."""
@@ -51,10 +90,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
-        if self.image_size < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f"image_size {self.image_size} is too small: Inception-v4 needs at least {MIN_IMAGE_SIZE} pixels"
-            )
+        if self.image_size < SMALLEST:
+            raise ValueError(f"image_size {self.image_size} is too small: no stem takes less than {SMALLEST} pixels")
         if len(self.mean) != len(self.std) or not self.mean:
             raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}: give one per channel")
         if min(self.std) <= 0:

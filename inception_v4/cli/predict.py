@@ -30,7 +30,7 @@ from inception_v4.console import say, track
               "--threshold.")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(0, 1), metavar="P", help="Least probability of the classes shown; "
               "default: none, or 0.5 for weights that give several classes where --top-k is not given.")  # fmt: skip
-@click.option("--image-size", type=click.IntRange(75), metavar="PX", help="Side of the input; default: the weights'.")
+@click.option("--image-size", type=click.IntRange(16), metavar="PX", help="Side of the input; default: the weights'.")
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Pictures at a time.")
 @click.option("--workers", type=click.IntRange(0), help="Loader processes; default: up to 8, none for few pictures.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")

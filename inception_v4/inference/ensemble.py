@@ -16,7 +16,7 @@ from inception_v4.data.views import ONE, Views
 from inception_v4.distributed import World
 from inception_v4.inference.engines import Opener, Wanted
 from inception_v4.inference.network import OpenNetwork, accelerator_for, runtime_for
-from inception_v4.preprocessing import Preprocessing
+from inception_v4.preprocessing import Preprocessing, check_size
 from inception_v4.weights import WeightsInfo
 from inception_v4.weights.class_names import class_names_of
 from inception_v4.weights.source import local_weights
@@ -101,6 +101,8 @@ def ready(
         batch_size: views that go through a network at a time; a picture may have more.
     """
     preprocessings = [network.info.preprocessing.replace(**given) for network in networks]
+    for network, own in zip(networks, preprocessings, strict=True):
+        check_size(own.image_size, network.info.stem)
     how, (precision, *_) = preprocessings[0], [network.precision(amp) for network in networks]
     prepared = [network.prepare(own) for network, own in zip(networks, preprocessings, strict=True)]
     if len(networks) == len(views) == 1:

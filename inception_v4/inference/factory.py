@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inception_v4.network.model import InceptionV4
@@ -32,17 +32,19 @@ def create_model(
         num_classes: size of the head; 0 gives embeddings [B, 1536]. Default: that of the weights, or 1000.
         pretrained: load the published ImageNet weights. Another `num_classes` gets a new head.
         ckpt_path: load a weights file or run directory instead.
-        options: of `InceptionV4` (in_channels, drop_rate, init, bn_eps, bn_momentum, ...).
+        options: of `InceptionV4` (in_channels, drop_rate, init, bn_eps, bn_momentum, ...). The stem is that of the
+            weights unless it is given.
     """
     if pretrained and ckpt_path:
         raise ValueError(f"pretrained and ckpt_path {ckpt_path!r} exclude each other: give one of them")
     source = PRETRAINED if pretrained else ckpt_path
     if source is None:
         return InceptionV4(1000 if num_classes is None else num_classes, **options)
-    if num_classes is None:
-        num_classes = read_weights(source).info.num_classes
-    model = InceptionV4(num_classes, **options)
-    load_weights(model, source)
+    weights = read_weights(source)
+    model = InceptionV4(
+        weights.info.num_classes if num_classes is None else num_classes, **{"stem": weights.info.stem} | options
+    )
+    load_weights(model, replace(weights, info=weights.info.with_stem(model.stem)))
     return model
 
 
@@ -61,6 +63,6 @@ def open_model(source: str | Located | Weights, *, num_classes: int | None = Non
     if wanted != info.num_classes and not (wanted == 1000 and info.may_have_background):
         named = source if isinstance(source, str) else source.origin if isinstance(source, Located) else info.source
         raise ValueError(f"{named} has {info.num_classes} classes, not {wanted}: leave num_classes out")
-    model = InceptionV4(wanted, info.in_channels, drop_rate, bn_eps=info.bn_eps)
+    model = InceptionV4(wanted, info.in_channels, drop_rate, bn_eps=info.bn_eps, stem=info.stem)
     report = load_weights(model, weights, head="load")
     return Opened(model.eval(), report.info, report.messages)

@@ -12,7 +12,7 @@ Kernel = int | tuple[int, int]
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, BatchNorm, ReLU. `padding` is "same" (for stride 1) or "valid"."""
+    """Convolution without bias, BatchNorm, ReLU. `padding` is "same" (n pixels become ceil(n / stride)) or "valid"."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel: Kernel = 1, stride: int = 1, padding: str = "same"
@@ -55,22 +55,26 @@ def _chain(channels: int, *layers: tuple[Any, ...]) -> nn.Sequential:
     return nn.Sequential(*convs)
 
 
+def _max_pool(padding: str) -> nn.MaxPool2d:
+    return nn.MaxPool2d(3, 2, padding=1 if padding == "same" else 0)
+
+
 class Mixed3a(Concat):  # 147x147x64 -> 73x73x160
-    def __init__(self) -> None:
-        super().__init__(maxpool=nn.MaxPool2d(3, 2), conv=ConvNormAct(64, 96, 3, 2, "valid"))
+    def __init__(self, padding: str = "valid") -> None:
+        super().__init__(maxpool=_max_pool(padding), conv=ConvNormAct(64, 96, 3, 2, padding))
 
 
 class Mixed4a(Concat):  # 73x73x160 -> 71x71x192
-    def __init__(self) -> None:
+    def __init__(self, padding: str = "valid") -> None:
         super().__init__(
-            branch0=_chain(160, (64,), (96, 3, 1, "valid")),
-            branch1=_chain(160, (64,), (64, (1, 7)), (64, (7, 1)), (96, 3, 1, "valid")),
+            branch0=_chain(160, (64,), (96, 3, 1, padding)),
+            branch1=_chain(160, (64,), (64, (1, 7)), (64, (7, 1)), (96, 3, 1, padding)),
         )
 
 
 class Mixed5a(Concat):  # 71x71x192 -> 35x35x384
-    def __init__(self) -> None:
-        super().__init__(conv=ConvNormAct(192, 192, 3, 2, "valid"), maxpool=nn.MaxPool2d(3, 2))
+    def __init__(self, padding: str = "valid") -> None:
+        super().__init__(conv=ConvNormAct(192, 192, 3, 2, padding), maxpool=_max_pool(padding))
 
 
 class InceptionA(Concat):  # 35x35x384
@@ -84,11 +88,11 @@ class InceptionA(Concat):  # 35x35x384
 
 
 class ReductionA(Concat):  # 35x35x384 -> 17x17x1024
-    def __init__(self) -> None:
+    def __init__(self, padding: str = "valid") -> None:
         super().__init__(
-            branch0=ConvNormAct(384, 384, 3, 2, "valid"),
-            branch1=_chain(384, (192,), (224, 3), (256, 3, 2, "valid")),
-            branch2=nn.MaxPool2d(3, 2),
+            branch0=ConvNormAct(384, 384, 3, 2, padding),
+            branch1=_chain(384, (192,), (224, 3), (256, 3, 2, padding)),
+            branch2=_max_pool(padding),
         )
 
 
@@ -103,11 +107,11 @@ class InceptionB(Concat):  # 17x17x1024
 
 
 class ReductionB(Concat):  # 17x17x1024 -> 8x8x1536
-    def __init__(self) -> None:
+    def __init__(self, padding: str = "valid") -> None:
         super().__init__(
-            branch0=_chain(1024, (192,), (192, 3, 2, "valid")),
-            branch1=_chain(1024, (256,), (256, (1, 7)), (320, (7, 1)), (320, 3, 2, "valid")),
-            branch2=nn.MaxPool2d(3, 2),
+            branch0=_chain(1024, (192,), (192, 3, 2, padding)),
+            branch1=_chain(1024, (256,), (256, (1, 7)), (320, (7, 1)), (320, 3, 2, padding)),
+            branch2=_max_pool(padding),
         )
 
 

@@ -22,7 +22,8 @@ from inception_v4.network.blocks import AvgPool, Concat, ConvNormAct, InceptionA
 from inception_v4.network.model import InceptionV4, check_images, feature_maps, pooled
 
 _DESCRIPTION = (
-    "num_classes", "in_channels", "num_features", "head_hidden_size", "drop_rate", "global_pool", "feature_info"
+    "num_classes", "in_channels", "num_features", "head_hidden_size", "drop_rate", "global_pool", "feature_info",
+    "stem", "smallest",
 )  # fmt: skip
 
 
@@ -37,6 +38,7 @@ class FusedInceptionV4(nn.Module):
 
     global_pool: str
     in_channels: int
+    smallest: int
 
     def __init__(self, model: InceptionV4, *, join: bool) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class FusedInceptionV4(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """As `InceptionV4`'s."""
-        check_images(x, self.in_channels)
+        check_images(x, self.in_channels, self.smallest)
         return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -68,7 +70,7 @@ class FusedInceptionV4(nn.Module):
         self, x: Tensor, indices: int | Sequence[int] | None = None, *, intermediates_only: bool = False
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """As `InceptionV4`'s."""
-        check_images(x, self.in_channels)
+        check_images(x, self.in_channels, self.smallest)
         last, maps = feature_maps(self.features, x, indices)
         return maps if intermediates_only else (last, maps)
 

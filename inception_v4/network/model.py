@@ -26,7 +26,7 @@ from inception_v4.network.blocks import (
     ReductionB,
 )
 from inception_v4.network.recompute import checkpointed
-from inception_v4.preprocessing import MIN_IMAGE_SIZE
+from inception_v4.preprocessing import MIN_IMAGE_SIZE, STEMS
 
 POOLS = {"avg": 1, "max": 1, "avgmax": 1, "catavgmax": 2, "": 1}
 """Global pools by timm's names, and values per channel; "" keeps the feature map and is only for `num_classes=0`."""
@@ -49,7 +49,7 @@ INITS = ("torch", "tf", "xavier", "shallow")
 
 
 class InceptionV4(nn.Module):
-    """Inception-v4: images [B, in_channels, H, W], H and W at least 75, to logits [B, num_classes].
+    """Inception-v4: images [B, in_channels, H, W], H and W at least 75 (see `stem`), to logits [B, num_classes].
 
     The state dict has the 896 entries of timm's `inception_v4`, in its order.
 
@@ -64,6 +64,8 @@ class InceptionV4(nn.Module):
             2017): some 25 layers in a row instead of 75 carry most of the signal, and learn several times faster.
         bn_eps, bn_momentum: of every BatchNorm; momentum in PyTorch's meaning, the weight of the new batch.
         global_pool: one of `POOLS`.
+        stem: one of `STEMS`: "standard" is the paper's; "stride1" (from 39 pixels) and "padded" (from 16) are for small
+            pictures. Names and shapes stay, so weights fit all three, and mean something else in each.
 
     Raises:
         ValueError: for a setting outside its range, and in `forward` for images of the wrong shape.
@@ -81,6 +83,7 @@ class InceptionV4(nn.Module):
         bn_eps: float = 1e-3,
         bn_momentum: float = 0.1,
         global_pool: str = "avg",
+        stem: str = "standard",
     ) -> None:
         super().__init__()
         if in_channels < 1:
@@ -89,26 +92,30 @@ class InceptionV4(nn.Module):
             raise ValueError(f"drop_rate {drop_rate} must be at least 0 and below 1")
         if init not in INITS:
             raise ValueError(f"init {init!r} is not one of {', '.join(INITS)}")
+        if stem not in STEMS:
+            raise ValueError(f"stem {stem!r} is not one of {', '.join(STEMS)}")
+        stride, padding, self.smallest = STEMS[stem]
+        self.stem = stem
         self.in_channels = in_channels
         self.drop_rate = drop_rate
         self.init = init
         self.grad_checkpointing = False
         self.frozen_blocks = 0
         self.feature_info = [
-            {"num_chs": channels, "reduction": reduction, "module": f"features.{index}"}
+            {"num_chs": channels, "reduction": reduction * stride // 2, "module": f"features.{index}"}
             for index, channels, reduction in _LEVELS
         ]
         self.features = nn.Sequential(
-            ConvNormAct(in_channels, 32, 3, 2, "valid"),  # 149x149x32
-            ConvNormAct(32, 32, 3, 1, "valid"),  # 147x147x32
+            ConvNormAct(in_channels, 32, 3, stride, padding),  # 149x149x32
+            ConvNormAct(32, 32, 3, 1, padding),  # 147x147x32
             ConvNormAct(32, 64, 3),  # 147x147x64
-            Mixed3a(),
-            Mixed4a(),
-            Mixed5a(),
+            Mixed3a(padding),
+            Mixed4a(padding),
+            Mixed5a(padding),
             *(InceptionA() for _ in range(4)),
-            ReductionA(),
+            ReductionA(padding),
             *(InceptionB() for _ in range(7)),
-            ReductionB(),
+            ReductionB(padding),
             *(InceptionC() for _ in range(3)),
         )
         for module in self.features.modules():
@@ -175,7 +182,7 @@ class InceptionV4(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_channels, H, W] to the last feature map [B, 1536, h, w] (8x8 for 299x299)."""
         if not torch.jit.is_scripting():  # TorchScript has no module constants and no checkpointing
-            check_images(x, self.in_channels)
+            check_images(x, self.in_channels, self.smallest)
             if self.grad_checkpointing and torch.is_grad_enabled():
                 return self._frugal_features(x)
         return self.features(x)
@@ -218,7 +225,7 @@ class InceptionV4(nn.Module):
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt {output_fmt!r} is not supported: use 'NCHW'")
-        check_images(x, self.in_channels)
+        check_images(x, self.in_channels, self.smallest)
         frugal = self.grad_checkpointing and torch.is_grad_enabled()
         run = _checkpointed_block if frugal else _block
         last, maps = feature_maps(self.features, x, indices, stop_early=stop_early, run=run)
@@ -266,13 +273,13 @@ def _levels(indices: int | Sequence[int] | None, count: int) -> list[int]:
 
 
 @torch.fx.wrap
-def check_images(x: Tensor, in_channels: int) -> None:
-    """Raise ValueError unless `x` is [B, in_channels, H, W] of at least the smallest size."""
+def check_images(x: Tensor, in_channels: int, smallest: int = MIN_IMAGE_SIZE) -> None:
+    """Raise ValueError unless `x` is [B, in_channels, H, W] of at least `smallest` pixels a side."""
     if x.ndim != 4 or x.shape[1] != in_channels:
         raise ValueError(f"input has shape {list(x.shape)}: give images as [batch, {in_channels}, height, width]")
     height, width = x.shape[2:]
-    if height < MIN_IMAGE_SIZE or width < MIN_IMAGE_SIZE:
-        raise ValueError(f"input is {height}x{width} pixels: Inception-v4 needs at least {MIN_IMAGE_SIZE} a side")
+    if height < smallest or width < smallest:
+        raise ValueError(f"input is {height}x{width} pixels: Inception-v4 needs at least {smallest} a side")
 
 
 _LEVELS = ((2, 64, 2), (3, 160, 4), (9, 384, 8), (17, 1024, 16), (21, 1536, 32))

@@ -92,8 +92,11 @@ def timm_config(info: WeightsInfo) -> dict[str, Any]:
             "pool_size": [8, 8], "first_conv": "features.0.conv", "classifier": "last_linear",
         },
     }  # fmt: skip
-    if info.in_channels != 3:
-        config["model_args"] = {"in_chans": info.in_channels}
+    arguments = {} if info.in_channels == 3 else {"in_chans": info.in_channels}
+    if info.stem != "standard":  # timm's own network would compute something else of these weights
+        config["architecture"], arguments = "inception_v4_joined", {**arguments, "stem": info.stem}
+    if arguments:
+        config["model_args"] = arguments
     if names is not None:
         config["label_names"] = list(names)
         config["label_descriptions"] = {name: describe_class(name) for name in names}
@@ -155,8 +158,9 @@ def _use(name: str, info: WeightsInfo) -> str:
     remark = "" if info.bn_eps == _TIMM_BN_EPS else (
         f"\n\ntimm's network has bn_eps {_TIMM_BN_EPS:g} and this one was trained with {info.bn_eps:g}: in timm its "
         "outputs differ a little.")  # fmt: skip
+    plugin = "import inception_v4.timm_plugin  # this network in timm\n" if info.stem != "standard" else ""
     return (
-        f'```python\nimport timm\n\nmodel = timm.create_model("hf-hub:{name}", pretrained=True).eval()\n```\n\n'
+        f'```python\n{plugin}import timm\n\nmodel = timm.create_model("hf-hub:{name}", pretrained=True).eval()\n```\n\n'
         f"```bash\ninception-v4 predict photo.jpg --ckpt-path {name}\n```{remark}"
     )
 

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from inception_v4.preprocessing import check_size
 from inception_v4.settings.addresses import is_address, redacted, require_plain
 from inception_v4.settings.dialects import FLAGS, DialectError, translate
 from inception_v4.settings.schema import OPTIMIZER_NUMBERS, Config
@@ -256,6 +257,11 @@ def _check_together(config: Config) -> None:
             f"in_channels {net.in_channels}: pictures are read as RGB, or as grey for 1; use the Python API "
             "(InceptionV4) for others"
         )
+    if not (net.ckpt_path or net.pretrained) or "stem" in net.model_fields_set:  # else the weights say which
+        try:
+            check_size(aug.first_image_size or aug.image_size, net.stem)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     if len(aug.mean) != net.in_channels or len(aug.std) != net.in_channels:
         raise ConfigError(
             f"mean has {len(aug.mean)} and std {len(aug.std)} values but in_channels is {net.in_channels}: "

@@ -77,7 +77,8 @@ class FeatureTable:
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         epsilon = next(m.eps for m in self.network.modules() if isinstance(m, nn.BatchNorm2d))
-        return key_of(weights=digest.hexdigest(), bn_eps=epsilon, pictures=_pictures(self.source), **self.about)
+        kind = {"bn_eps": epsilon, "stem": self.network.stem}
+        return key_of(weights=digest.hexdigest(), **kind, pictures=_pictures(self.source), **self.about)
 
     def _make(self, root: Path, key: str, batches: Iterable[Batch], beat: Callable[[str], None]) -> None:
         """Every process computes the features of its own pictures; one of each machine writes all of them."""

@@ -45,12 +45,16 @@ def head_size(data: Data, source: Source) -> int:
     return asked or found
 
 
-def check_batches(parts: Iterable[int], data: Data, *, image_size: int, training: Training, world: World) -> None:
+def check_batches(
+    parts: Iterable[int], data: Data, *, image_size: int, stem: str, training: Training, world: World
+) -> None:
     """Raises ValueError where the pictures of an epoch, or of its rest, make a batch too small for BatchNorm."""
     if training.sync_bn and world.size > 1:  # statistics are over the pictures of all processes
         return
     for pictures in parts:
-        check_smallest(pictures, data.batch_size, world.size, drop_last=data.drop_last, image_size=image_size)
+        check_smallest(
+            pictures, data.batch_size, world.size, drop_last=data.drop_last, image_size=image_size, stem=stem
+        )
 
 
 def start_network(
@@ -69,6 +73,25 @@ def start_network(
         usual: how pictures are prepared where neither `state` nor weights say it.
         given: the part of it that was asked for.
     """
+    if state is not None:
+        info = WeightsInfo.from_dict(state["info"])
+        model = _network(network, classes, seed, _stem(network, info, of_run=True))
+        return Start(model, info.preprocessing, turned_otherwise(info.preprocessing, given))
+    origin = PRETRAINED if network.pretrained else network.ckpt_path
+    if not origin:
+        return Start(_network(network, classes, seed, network.stem), usual)
+    weights = _with_epsilon(read_weights(origin), network.bn_eps)
+    stem = _stem(network, weights.info)
+    model = _network(network, classes, seed, stem)
+    report = load_weights(model, replace(weights, info=weights.info.with_stem(stem)))
+    how = report.info.preprocessing
+    learnt = weights.info.stem
+    said = [f"stem {stem}, as you said: these weights were trained with {learnt}"] if stem != learnt else []
+    line = _preprocessing_line(weights, how, given)
+    return Start(model, how, [f"start from {origin}", *report.messages, *said, line])
+
+
+def _network(network: Network, classes: int, seed: int, stem: str) -> InceptionV4:
     torch.manual_seed(seed)
     model = InceptionV4(
         classes,
@@ -77,19 +100,19 @@ def start_network(
         init=network.init,
         bn_eps=network.bn_eps,
         bn_momentum=network.bn_momentum,
+        stem=stem,
     )
     model.set_grad_checkpointing(network.grad_checkpointing)
-    origin = PRETRAINED if network.pretrained else network.ckpt_path
-    if state is not None:
-        how = WeightsInfo.from_dict(state["info"]).preprocessing
-        return Start(model, how, turned_otherwise(how, given))
-    if not origin:
-        return Start(model, usual)
-    weights = _with_epsilon(read_weights(origin), network.bn_eps)
-    report = load_weights(model, weights)
-    how = report.info.preprocessing
-    line = _preprocessing_line(weights, how, given)
-    return Start(model, how, [f"start from {origin}", *report.messages, line])
+    return model
+
+
+def _stem(network: Network, info: WeightsInfo, *, of_run: bool = False) -> str:
+    """That of the weights unless another was given, which a run that goes on cannot have."""
+    if "stem" not in network.model_fields_set:
+        return info.stem
+    if of_run and network.stem != info.stem:
+        raise ValueError(f"stem {network.stem}: the run that goes on has {info.stem}: leave it out")
+    return network.stem
 
 
 def _with_epsilon(weights: Weights, wanted: float) -> Weights:

@@ -117,7 +117,8 @@ def assemble(config: Config, accelerator: Accelerator, world: World, lock: Folde
     usual, given = config.augmentation.preprocessing(), config.augmentation.given_preprocessing()
     start = start_network(config.network, classes, seed=run.seed, state=state, usual=usual, given=given)
     augmentation = config.augmentation.prepared_like(start.preprocessing)
-    config = config.model_copy(update={"augmentation": augmentation})
+    network_settings = config.network.model_copy(update={"stem": start.model.stem})
+    config = config.model_copy(update={"augmentation": augmentation, "network": network_settings})
     loader = _loader(config, source, accelerator, world)
     normalise = Normalise(augmentation, accelerator.memory_format(training.channels_last))
     course = _course(config, loader)
@@ -147,7 +148,10 @@ def assemble(config: Config, accelerator: Accelerator, world: World, lock: Folde
     if state is not None:
         restore(job, state)
     require_steps(job)
-    check_batches(course.tails(), config.data, image_size=loader.sizes(course.epoch), training=training, world=world)
+    check_batches(
+        course.tails(), config.data, image_size=loader.sizes(course.epoch), stem=start.model.stem, training=training,
+        world=world,
+    )  # fmt: skip
     of_validation = Precision(accelerator, accelerator.amp_dtype(training.val_amp or training.amp))
     validator = build_validator(
         held_out, config.data, augmentation=augmentation, normalise=normalise, world=world, precision=of_validation
@@ -204,6 +208,7 @@ def _info(config: Config, source: Source, classes: int) -> WeightsInfo:
         preprocessing=config.augmentation.preprocessing(),
         in_channels=config.network.in_channels,
         bn_eps=config.network.bn_eps,
+        stem=config.network.stem,
         class_order=config.data.class_order,
         multi_label=source.label_sets is not None,
         source=f"inception-v4 {run.recipe}",

@@ -9,7 +9,7 @@ import torch
 from inception_v4.weights.names import preview
 from inception_v4.weights.record import State, Weights, WeightsError
 
-_SAME = ("num_classes", "in_channels", "bn_eps", "preprocessing")
+_SAME = ("num_classes", "in_channels", "bn_eps", "stem", "preprocessing")
 _OF_ONE = ("top1", "top5", "step")
 """What a file says of its own numbers, which are not those of a mean."""
 

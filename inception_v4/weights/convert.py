@@ -226,7 +226,7 @@ def _pictures(info: WeightsInfo, files: Sequence[str | Path]) -> dict[str, Tenso
 def _logits(weights: Weights, batches: list[Tensor], count_on: Callable[[], None]) -> list[Tensor]:
     """[B, classes] of each batch, on the CPU in float32; calls `count_on` after every pass."""
     info = weights.info
-    model = InceptionV4(info.num_classes, info.in_channels, bn_eps=info.bn_eps).eval()
+    model = InceptionV4(info.num_classes, info.in_channels, bn_eps=info.bn_eps, stem=info.stem).eval()
     load_weights(model, weights, classes="keep", head="load", check_finite=False)
 
     def run(part: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from inception_v4.network.model import InceptionV4
 from inception_v4.weights.names import FIRST_CONV, HEAD, difference, preview, wrapper_prefix
 from inception_v4.weights.reading import read_weights
 from inception_v4.weights.record import Weights, WeightsError, WeightsInfo
@@ -79,6 +80,7 @@ def _fit(
     state, info = _fit_channels(state, info, target, messages)
     check_fit(state, target)
     _check_epsilon(model, info)
+    _check_stem(model, info)
     if check_finite and (bad := not_finite(state)):
         raise WeightsError(f"NaN or infinity in {preview(bad)}: use another checkpoint, or pass check_finite=False")
     return state, LoadReport(info, messages, weights.layout)
@@ -164,6 +166,12 @@ def _check_epsilon(model: nn.Module, info: WeightsInfo) -> None:
     held = {module.eps for module in model.modules() if isinstance(module, nn.BatchNorm2d)}
     if any(not math.isclose(eps, info.bn_eps, rel_tol=1e-6) for eps in held):
         raise WeightsError(f"made for a BatchNorm epsilon of {info.bn_eps}, the network has {sorted(held)}: set bn_eps")
+
+
+def _check_stem(model: nn.Module, info: WeightsInfo) -> None:
+    held = next((module.stem for module in model.modules() if isinstance(module, InceptionV4)), info.stem)
+    if held != info.stem:
+        raise WeightsError(f"made for stem {info.stem}, the network has {held}: set stem {info.stem}")
 
 
 def not_finite(state: dict[str, Tensor]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inception_v4.preprocessing import Preprocessing
+from inception_v4.preprocessing import STEMS, Preprocessing, check_size
 
 BACKGROUND = "background"
 """Name of class 0 in 1001-class weights: TensorFlow counts ImageNet's classes from 1."""
@@ -37,6 +37,7 @@ class WeightsInfo:
         preprocessing: what a picture goes through before the network.
         in_channels: of the first convolution.
         bn_eps: BatchNorm epsilon that the statistics belong to.
+        stem: how the network begins, one of `STEMS`. Other programs know the standard one alone.
         class_order: how the class folders were sorted to number them, `text` (1, 10, 2) or `natural` (1, 2, 10). It
             decides where no names do.
         multi_label: whether a picture may have several classes: the sigmoid of an output is its class's probability.
@@ -50,6 +51,7 @@ class WeightsInfo:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     in_channels: int = 3
     bn_eps: float = 1e-3
+    stem: str = "standard"
     class_order: str = "text"
     multi_label: bool = False
     source: str = ""
@@ -66,6 +68,12 @@ class WeightsInfo:
             raise WeightsError(f"class_order {self.class_order!r} is not one of text, natural")
         if not isinstance(self.multi_label, bool):
             raise WeightsError(f"multi_label {self.multi_label!r} is not true or false")
+        if self.stem not in STEMS:
+            raise WeightsError(f"stem {self.stem!r} is not one of {', '.join(STEMS)}")
+        try:
+            check_size(self.preprocessing.image_size, self.stem)
+        except ValueError as error:
+            raise WeightsError(str(error)) from None
 
     def replace(self, **changes: Any) -> WeightsInfo:
         """A copy with the given fields changed."""
@@ -84,6 +92,11 @@ class WeightsInfo:
         old = self.preprocessing
         changed = old.replace(mean=_spread(old.mean, in_channels), std=_spread(old.std, in_channels))
         return replace(self, in_channels=in_channels, preprocessing=changed)
+
+    def with_stem(self, stem: str) -> WeightsInfo:
+        """For a network that begins otherwise; pictures stay large enough for it."""
+        size = max(self.preprocessing.image_size, STEMS[stem].smallest)
+        return replace(self, stem=stem, preprocessing=self.preprocessing.replace(image_size=size))
 
     def without_background(self) -> WeightsInfo:
         """After class 0 of a 1001-class head was dropped."""
@@ -105,6 +118,7 @@ class WeightsInfo:
             "bn_eps": self.bn_eps,
             "class_order": self.class_order,
             **({"multi_label": True} if self.multi_label else {}),
+            **({"stem": self.stem} if self.stem != "standard" else {}),
             "source": self.source,
             "extra": self.extra,
         }

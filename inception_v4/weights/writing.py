@@ -73,6 +73,11 @@ def write_weights(
         WeightsError: the layout cannot be written to such a file, or has no place for the type.
     """
     check_suffix(path, layout)
+    if weights.info.stem != "standard" and layout != "torch":
+        raise WeightsError(
+            f"{path}: these weights have stem {weights.info.stem}, which the programs that read the layout {layout} do "
+            "not know: write safetensors for this package, or export the network as onnx"
+        )
     notes: list[str] = []
     state = dict(LAYOUTS[layout].encode(weights.state, weights.info, notes))
     stored = storage_type(dtype)

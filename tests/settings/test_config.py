@@ -93,7 +93,7 @@ def test_shipped_recipes_are_found_by_name_and_by_path_of_a_checkout() -> None:
         ({"batchsize": 8}, "did you mean 'batch_size'"),
         ({"epochs": "three"}, "epochs='three': input should be a valid integer"),
         ({"epochs": 0}, r"epochs=0: .*greater than or equal to 1"),
-        ({"image_size": 74}, r"image_size=74: .*75"),
+        ({"image_size": 74}, "image_size 74 .*75"),
         ({"mean": [0.5, 0.5]}, "one per channel"),
         ({"mean": [0.5], "std": [0.5]}, "in_channels is 3"),
         ({"warmup_epochs": 9, "epochs": 3}, "warmup_epochs 9 is longer than epochs 3"),

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from inception_v4.preprocessing import INCEPTION_MEAN, INCEPTION_STD, MIN_IMAGE_SIZE, Preprocessing
+from inception_v4.preprocessing import INCEPTION_MEAN, INCEPTION_STD, SMALLEST, Preprocessing
 from inception_v4.settings.schema.forms import Fraction, PerChannel, Positive, Range, Section, Strengths
 
 PREPROCESSING_FIELDS = ("image_size", "mean", "std", "crop_pct", "interpolation", "antialias", "exif_rotation")
@@ -21,10 +21,10 @@ def _all(strengths: float | tuple[float, ...]) -> tuple[float, ...]:
 class Augmentation(Section):
     """Input size, training augmentation and normalisation."""
 
-    image_size: Annotated[int, Field(ge=MIN_IMAGE_SIZE)] = Field(
-        299, description="side of the network input, >= 75; a range (128-299) grows over the epochs"
+    image_size: Annotated[int, Field(ge=SMALLEST)] = Field(
+        299, description="side of the network input, >= 75 (see stem); a range (128-299) grows over the epochs"
     )
-    first_image_size: Annotated[int, Field(ge=MIN_IMAGE_SIZE)] | None = Field(
+    first_image_size: Annotated[int, Field(ge=SMALLEST)] | None = Field(
         None, description="the first of sizes that grow up to image_size: what a range there says"
     )
     train_crop: Literal["random_resized", "pad", "centre"] = Field(

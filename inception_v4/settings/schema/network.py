@@ -21,6 +21,9 @@ class Network(Section):
     bn_momentum: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="torch's meaning: weight of the new batch"
     )
+    stem: Literal["standard", "stride1", "padded"] = Field(
+        "standard", description="stride1 (from 39 px), padded (from 16 px): for small pictures, in this project alone"
+    )
     bn_eps: Annotated[float, Field(gt=0)] = Field(1e-3, description="BatchNorm epsilon")
     pretrained: bool = Field(False, description="start from the published ImageNet weights")
     ckpt_path: str | None = Field(None, description="start from (or use) this weights file, or a run directory")

@@ -38,7 +38,7 @@ STEMS = {
     "stride1": Stem(1, "valid", 39),
     "padded": Stem(2, "same", 16),
 }
-"""The paper's, and two for small pictures. With stride 1 a picture of n pixels has the maps of one of 2 n. With padding
+"""The paper's, and two for small pictures. With stride 1 n pixels have the maps of 2 n - 3. With padding
 32 pixels pass at two fifths of what 75 cost."""
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inception_v4.network.small_maps import Conv2d
+
 Kernel = int | tuple[int, int]
 
 
@@ -20,7 +22,7 @@ class ConvNormAct(nn.Module):
         super().__init__()
         height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
         pads = (height // 2, width // 2) if padding == "same" else (0, 0)
-        self.conv = nn.Conv2d(in_channels, out_channels, (height, width), stride, pads, bias=False)
+        self.conv = Conv2d(in_channels, out_channels, (height, width), stride, pads, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:

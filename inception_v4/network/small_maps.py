@@ -13,10 +13,11 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGEST = {torch.bfloat16: 8, torch.float32: 5, torch.float64: 5}
-"""Side of the largest map for which products were measured to be faster, by type (docs/performance.md)."""
+LARGEST_MAP = {torch.bfloat16: 8, torch.float32: 5}
+"""Side of the largest map for which products were measured to be faster, by type (docs/performance.md). Networks in
+float64 are for comparisons: they stay bit for bit what convolutions give."""
 
-Pair = tuple[int, int]
+Pair = tuple[int, ...]
 
 
 class Conv2d(nn.Conv2d):
@@ -28,7 +29,9 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             return self._conv_forward(x, self.weight, self.bias)
-        return _convolve(x, self.weight, self.stride, self.padding)
+        padding = self.padding
+        assert isinstance(padding, tuple), "numbers, not words"
+        return _convolve(x, self.weight, self.stride, padding)
 
 
 @torch.fx.wrap
@@ -42,7 +45,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         return False
     if x.dtype != weight.dtype and not torch.is_autocast_enabled("cpu"):
         return False
-    return max(x.shape[2:]) <= LARGEST.get(x.dtype, 0) and x.is_contiguous(memory_format=torch.channels_last)
+    return max(x.shape[2:]) <= LARGEST_MAP.get(x.dtype, 0) and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _by_product(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor | None:

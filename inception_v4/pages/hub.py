@@ -92,7 +92,7 @@ def timm_config(info: WeightsInfo) -> dict[str, Any]:
             "pool_size": [8, 8], "first_conv": "features.0.conv", "classifier": "last_linear",
         },
     }  # fmt: skip
-    arguments = {} if info.in_channels == 3 else {"in_chans": info.in_channels}
+    arguments: dict[str, Any] = {} if info.in_channels == 3 else {"in_chans": info.in_channels}
     if info.stem != "standard":  # timm's own network would compute something else of these weights
         config["architecture"], arguments = "inception_v4_joined", {**arguments, "stem": info.stem}
     if arguments:

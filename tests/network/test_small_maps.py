@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from inception_v4.network import small_maps
 from inception_v4.network.model import InceptionV4
-from inception_v4.network.small_maps import LARGEST, Conv2d
+from inception_v4.network.small_maps import LARGEST_MAP, Conv2d
 
 CASES = {
     "1x1": (1, 1, 0, (3, 2)),
@@ -27,6 +26,12 @@ CASES = {
     "one padded window of one place": (3, 2, 1, (1, 1)),
 }
 """Kernel, stride, padding, and the map."""
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products in the type in which differences show."""
+    monkeypatch.setitem(LARGEST_MAP, torch.float64, 5)
 
 
 class Counted(TorchFunctionMode):
@@ -47,6 +52,7 @@ def maps(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_are_the_convolutions(name: str) -> None:
     kernel, stride, padding, sides = CASES[name]
@@ -64,6 +70,7 @@ def test_outputs_and_gradients_are_the_convolutions(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.usefixtures("in_float64")
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "sides"),
     [((1, 7), 1, (0, 3), (2, 5)), ((7, 1), 1, (3, 0), (5, 2)), (3, 1, 1, (3, 3)), (3, 2, 1, (3, 3)), (3, 2, 0, (5, 5)),
@@ -99,6 +106,8 @@ def test_the_usual_format_is_convolved() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_what_is_compiled_exported_scripted_or_traced_has_convolutions() -> None:
     model = InceptionV4(3).eval().to(memory_format=torch.channels_last)
     x = torch.zeros(2, 3, 75, 75).contiguous(memory_format=torch.channels_last)
@@ -120,9 +129,9 @@ def test_hooks_on_convolutions_are_called() -> None:
     assert seen == [(3, 4, 1, 1)] and isinstance(conv, nn.Conv2d)
 
 
-def test_types_without_a_measured_size_are_convolved() -> None:
-    assert torch.float16 not in LARGEST and small_maps.LARGEST is LARGEST
-    conv = Conv2d(8, 4, 1, bias=False).half()
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_other_types_are_convolved(kind: torch.dtype) -> None:
+    conv = Conv2d(8, 4, 1, bias=False).to(kind)
     with Counted() as calls:
-        conv(maps(3, 8, 2, 2, dtype=torch.float16))
+        conv(maps(3, 8, 2, 2, dtype=kind))
     assert calls.convolutions == 1

@@ -45,7 +45,11 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         return False
     if x.dtype != weight.dtype and not torch.is_autocast_enabled("cpu"):
         return False
-    return max(x.shape[2:]) <= LARGEST_MAP.get(x.dtype, 0) and x.is_contiguous(memory_format=torch.channels_last)
+    if max(x.shape[2:]) > LARGEST_MAP.get(x.dtype, 0) or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    # A map of one place has both formats, but the weights show which one the network was given: in torch's own it is to
+    # compute what torch's convolution does, bit for bit.
+    return weight.stride()[1::2] == (1, weight.shape[1])
 
 
 def _by_product(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor | None:
@@ -63,7 +67,8 @@ def _by_product(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tenso
     elif all((side + 2 * pad - 3) // 2 == 0 for side, pad in zip(x.shape[2:], padding, strict=True)):
         window = weight[:, :, up : up + x.shape[2], left : left + x.shape[3]]  # what is not padding
         x = x[:, :, : window.shape[2], : window.shape[3]]
-        return F.linear(x.permute(0, 2, 3, 1).flatten(1), window.permute(0, 2, 3, 1).flatten(1))[:, :, None, None]
+        y = F.linear(x.permute(0, 2, 3, 1).flatten(1), window.permute(0, 2, 3, 1).flatten(1))
+        return y.view(len(y), 1, 1, -1).permute(0, 3, 1, 2)
     return None
 
 

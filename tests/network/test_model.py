@@ -260,9 +260,9 @@ def test_export_with_any_batch_size() -> None:
 @pytest.mark.parametrize("pool", ["", "avg", "max", "avgmax", "catavgmax"])
 def test_a_script_of_the_network_is_the_network(pool: str) -> None:
     """timm's `test_model_forward_torchscript`, and that the file it can be saved to gives the same numbers."""
-    model = enliven(InceptionV4(0 if pool == "" else 7, global_pool=pool)).double().eval()
+    model = enliven(InceptionV4(0 if pool == "" else 7, global_pool=pool)).eval()
     script = torch.jit.script(model)
-    x = images(2)
+    x = images(2).float()
     outputs = script(x)
     assert outputs.shape[0] == 2 and not torch.isnan(outputs).any()
     file = io.BytesIO()

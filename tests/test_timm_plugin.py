@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from in_process import Calls
 from live import enliven
 from running import environment
 from safetensors.torch import save_file
@@ -20,7 +21,6 @@ from temporary import NewFolder
 from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from inception_v4.network.model import InceptionV4
 from inception_v4.timm_plugin import JoinedInceptionV4
@@ -46,20 +46,10 @@ def pictures() -> Tensor:
     return torch.randn(2, 3, 75, 75, generator=torch.Generator().manual_seed(0))
 
 
-class Convolutions(TorchFunctionMode):
-    """Counts them while it is open."""
-
-    count = 0
-
-    def __torch_function__(self, function: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += function is torch.conv2d
-        return function(*args, **(kwargs or {}))
-
-
 def convolutions(model: nn.Module, x: Tensor) -> int:
-    with Convolutions() as seen:
+    with Calls() as seen:
         model(x)
-    return seen.count
+    return seen.convolutions
 
 
 def test_is_listed_with_the_published_weights() -> None:

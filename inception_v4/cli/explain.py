@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli.options import CONTEXT, runtime_option
+from inception_v4.cli.options import CONTEXT, image_size_option, runtime_option
 from inception_v4.console import say, track
 
 
@@ -24,7 +24,7 @@ from inception_v4.console import say, track
 @click.option("-o", "--output-dir", default="explained", show_default=True, type=click.Path(file_okay=False),
               metavar="FOLDER", help="Where the PNG files go.")  # fmt: skip
 @runtime_option
-@click.option("--image-size", type=click.IntRange(16), metavar="PX", help="Side of the input; default: the weights'.")
+@image_size_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")
 def command(pictures: Sequence[str], class_name: str | None, **options: Any) -> int:
     """Show where on pictures classes were found, as heat over the picture.

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment, select
-from inception_v4.cli.options import CONTEXT
+from inception_v4.cli.options import CONTEXT, image_size_option
 from inception_v4.export.om import PRECISION_MODES, OmTarget
 from inception_v4.export.target import FORMAT_NAMES, Target
 from inception_v4.settings.dialects import MODELZOO
@@ -31,7 +31,7 @@ def modelzoo_options(function: Any) -> Any:
 @click.option("--format", "form", type=click.Choice(FORMAT_NAMES), help="Default: by the suffix of FILE.")
 @click.option("-o", "--output", metavar="FILE", help="File to write, whole or not at all: a path, or an "
               "address (s3://...).")  # fmt: skip
-@click.option("--image-size", type=click.IntRange(16), metavar="PX", help="Side of the input; default: the weights'.")
+@image_size_option
 @click.option("--num-classes", type=click.IntRange(1), metavar="N", help="Must be the weights'; 1000 of 1001 drops "
               "the background.")  # fmt: skip
 @click.option("--batch-size", type=click.IntRange(1), metavar="N", help="The only batch size; default: any (om: 1).")

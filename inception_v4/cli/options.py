@@ -1,4 +1,4 @@
-"""Options that several subcommands share, and lines for the person at the console. Imports click alone."""
+"""Options that several subcommands share, and lines for the person at the console. Imports click and plain data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+
+from inception_v4.preprocessing import SMALLEST
 
 CONTEXT = {
     "token_normalize_func": lambda name: name.replace("_", "-"),
@@ -26,6 +28,9 @@ runtime_option = click.option(
     show_default=True,
     type=click.Choice(["auto", "torch", "openvino", "onnx", "pt2"]),
     help="What runs the file; auto: an exported one by its suffix, weights in the fastest that is installed.",
+)
+image_size_option = click.option(
+    "--image-size", type=click.IntRange(SMALLEST), metavar="PX", help="Side of the input; default: the weights'."
 )
 cache_option = click.option(
     "--cache/--no-cache", default=True, help="Keep what weights were exported to for another runtime, and use it."

@@ -13,7 +13,14 @@ import click
 
 from inception_v4.accelerator import prepare_environment
 from inception_v4.cli.ensemble import PredictCommand, views_options
-from inception_v4.cli.options import CONTEXT, cache_option, eight_bit_source, int8_options, runtime_option
+from inception_v4.cli.options import (
+    CONTEXT,
+    cache_option,
+    eight_bit_source,
+    image_size_option,
+    int8_options,
+    runtime_option,
+)
 from inception_v4.console import say, track
 
 
@@ -30,7 +37,7 @@ from inception_v4.console import say, track
               "--threshold.")  # fmt: skip
 @click.option("--threshold", type=click.FloatRange(0, 1), metavar="P", help="Least probability of the classes shown; "
               "default: none, or 0.5 for weights that give several classes where --top-k is not given.")  # fmt: skip
-@click.option("--image-size", type=click.IntRange(16), metavar="PX", help="Side of the input; default: the weights'.")
+@image_size_option
 @click.option("--batch-size", default=16, show_default=True, type=click.IntRange(1), help="Pictures at a time.")
 @click.option("--workers", type=click.IntRange(0), help="Loader processes; default: up to 8, none for few pictures.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")

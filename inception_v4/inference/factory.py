@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from inception_v4.network.model import InceptionV4
@@ -44,7 +44,7 @@ def create_model(
     model = InceptionV4(
         weights.info.num_classes if num_classes is None else num_classes, **{"stem": weights.info.stem} | options
     )
-    load_weights(model, replace(weights, info=weights.info.with_stem(model.stem)))
+    load_weights(model, weights.with_stem(model.stem))
     return model
 
 

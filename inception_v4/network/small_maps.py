@@ -55,7 +55,6 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
 def _by_product(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor | None:
     """The output in channels_last, or None where a convolution is as good."""
     (height, width), (up, left) = weight.shape[2:], padding
-    weight = weight.to(x.dtype)
     if stride == (1, 1):
         if height == width == 1:
             return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
@@ -75,7 +74,7 @@ def _by_product(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tenso
 def _rows(x: Tensor, weight: Tensor) -> Tensor:
     """Rows [B, m, n, C] under a kernel [O, C, 2 r + 1] padded by r >= n - 1: [B, m, n, O]."""
     batch, rows, places, _ = x.shape
-    middle, taps = weight.shape[2] // 2, weight.transpose(1, 2)  # [O, taps, C], as weights in channels_last lie
+    middle, taps = weight.shape[2] // 2, weight.to(x.dtype).transpose(1, 2)  # [O, taps, C], as in channels_last
     # Place j reads place i by tap i - j + r.
     matrix = torch.stack([taps[:, middle - j : middle - j + places] for j in range(places)])
     return F.linear(x.reshape(batch, rows, -1), matrix.flatten(2).flatten(0, 1)).view(batch, rows, places, -1)

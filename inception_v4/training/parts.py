@@ -83,7 +83,7 @@ def start_network(
     weights = _with_epsilon(read_weights(origin), network.bn_eps)
     stem = _stem(network, weights.info)
     model = _network(network, classes, seed, stem)
-    report = load_weights(model, replace(weights, info=weights.info.with_stem(stem)))
+    report = load_weights(model, weights.with_stem(stem))
     how = report.info.preprocessing
     learnt = weights.info.stem
     said = [f"stem {stem}, as you said: these weights were trained with {learnt}"] if stem != learnt else []

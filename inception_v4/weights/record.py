@@ -171,6 +171,10 @@ class Weights:
         """Trainable numbers: 42,679,816 for 1000 classes and 3 channels."""
         return sum(tensor.numel() for name, tensor in self.state.items() if name.endswith(("weight", "bias")))
 
+    def with_stem(self, stem: str) -> Weights:
+        """For a network that begins otherwise: the same numbers."""
+        return replace(self, info=self.info.with_stem(stem))
+
     def drop_background(self) -> Weights:
         """Without class 0 of TensorFlow's 1001 classes."""
         state = dict(self.state)

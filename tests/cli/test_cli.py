@@ -13,22 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from in_process import outcome
 from running import TINY, as_flags, environment
 
-from inception_v4.cli.main import run as run_command
 from inception_v4.data.shapes import draw_shape
 
 
 class Bomb:
     def __reduce__(self):  # type: ignore[no-untyped-def]
         return os.system, ("touch exploded",)
-
-
-def outcome(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command run in this process."""
-    code = run_command(list(words))
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:

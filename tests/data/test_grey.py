@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from in_process import outcome
 from live import enliven
 from photos import class_folders, photos
 from PIL import Image
@@ -19,7 +20,6 @@ from timm.data import create_transform
 from torchvision.transforms import InterpolationMode, v2
 
 from inception_v4.accelerator import select
-from inception_v4.cli.main import run
 from inception_v4.data.augment import TrainTransform, seeded
 from inception_v4.data.crops import with_channels
 from inception_v4.data.jpeg import Box
@@ -36,12 +36,6 @@ from inception_v4.training.train import prepare
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
 
 GREY = Preprocessing(75, (0.4,), (0.3,))
-
-
-def outcome(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = run(list(words))
-    return code, *capsys.readouterr()
 
 
 def test_grey_is_pillows_for_every_kind_of_file_and_for_parts() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import Calls
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from inception_v4.network.model import InceptionV4
 from inception_v4.network.small_maps import LARGEST_MAP, Conv2d
@@ -38,19 +38,6 @@ PRODUCTS = 107
 """Of a pass at 75 px in float32: all 106 convolutions behind reduction A, and the classifier."""
 
 
-class Counted(TorchFunctionMode):
-    """How often convolutions and products were called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolutions = self.products = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.convolutions += func is F.conv2d
-        self.products += func is F.linear
-        return func(*args, **(kwargs or {}))
-
-
 def maps(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -64,7 +51,7 @@ def test_outputs_and_gradients_are_the_convolutions(name: str) -> None:
     conv = Conv2d(5, 6, kernel, stride, padding, bias=False).to(torch.double, memory_format=torch.channels_last)
     x = maps(4, 5, *sides).requires_grad_()
     expected = F.conv2d(x, conv.weight, None, stride, padding)
-    with Counted() as calls:
+    with Calls() as calls:
         y = conv(x)
     assert (calls.convolutions, calls.products) == (0, 1)
     assert y.shape == expected.shape and y.is_contiguous(memory_format=torch.channels_last)
@@ -82,7 +69,7 @@ def test_outputs_and_gradients_are_the_convolutions(name: str) -> None:
 )  # fmt: skip
 def test_other_maps_are_convolved(kernel, stride, padding, sides) -> None:
     conv = Conv2d(5, 6, kernel, stride, padding, bias=False).to(torch.double, memory_format=torch.channels_last)
-    with Counted() as calls:
+    with Calls() as calls:
         y = conv(maps(2, 5, *sides))
     assert (calls.convolutions, calls.products) == (1, 0)
     assert torch.equal(y, F.conv2d(maps(2, 5, *sides), conv.weight, None, stride, padding))
@@ -93,7 +80,7 @@ def test_products_have_the_type_of_mixed_precision() -> None:
     x = maps(3, 8, 2, 2, dtype=torch.bfloat16).requires_grad_()
     with pytest.raises(RuntimeError, match="type"):
         conv(x)
-    with torch.autocast("cpu", torch.bfloat16), Counted() as calls:
+    with torch.autocast("cpu", torch.bfloat16), Calls() as calls:
         y = conv(x)
         expected = F.conv2d(x, conv.weight, None, 1, (0, 3))
     assert calls.products == 1 and y.dtype == expected.dtype == torch.bfloat16
@@ -105,7 +92,7 @@ def test_products_have_the_type_of_mixed_precision() -> None:
 @torch.no_grad()
 def test_the_usual_format_is_convolved_down_to_a_single_place() -> None:
     model = InceptionV4(3).eval()
-    with Counted() as calls:
+    with Calls() as calls:
         model(torch.zeros(2, 3, 75, 75))
     assert (calls.convolutions, calls.products) == (149, 1), "the classifier is the one product"
 
@@ -116,7 +103,7 @@ def test_the_usual_format_is_convolved_down_to_a_single_place() -> None:
 def test_what_is_compiled_exported_scripted_or_traced_has_convolutions() -> None:
     model = InceptionV4(3).eval().to(memory_format=torch.channels_last)
     x = torch.zeros(2, 3, 75, 75).contiguous(memory_format=torch.channels_last)
-    with Counted() as calls:
+    with Calls() as calls:
         model(x)
     assert calls.products == PRODUCTS
     exported = torch.export.export(model, (x,))
@@ -137,6 +124,6 @@ def test_hooks_on_convolutions_are_called() -> None:
 @pytest.mark.parametrize("kind", [torch.float16, torch.float64])
 def test_other_types_are_convolved(kind: torch.dtype) -> None:
     conv = Conv2d(8, 4, 1, bias=False).to(memory_format=torch.channels_last).to(kind)
-    with Counted() as calls:
+    with Calls() as calls:
         conv(maps(3, 8, 2, 2, dtype=kind))
     assert calls.convolutions == 1

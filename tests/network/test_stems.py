@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from in_process import outcome
 from live import enliven
 from photos import class_folders
 from running import TINY, as_flags, tiny
 from torch import Tensor, nn
 
 from inception_v4.accelerator import select
-from inception_v4.cli.main import run
 from inception_v4.distributed import World
 from inception_v4.inference.factory import create_model, open_model
 from inception_v4.network.fusion import fuse
@@ -138,12 +138,6 @@ def test_a_run_takes_the_stem_of_its_weights(tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(WeightsError, match="image_size 32 is too small"):
         usual = save_weights(InceptionV4(2), tmp_path / "usual.safetensors", WeightsInfo(2))
         stem_of(ckpt_path=str(usual), image_size=32)
-
-
-def outcome(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = run(list(words))
-    return code, *capsys.readouterr()
 
 
 def test_from_training_to_an_exported_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

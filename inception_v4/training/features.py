@@ -44,7 +44,7 @@ def check_cacheable(config: Config) -> None:
         "--train-crop centre": how.train_crop != "centre",
         "--hflip 0": how.hflip,
         "--vflip 0": how.vflip,
-        "--color-jitter 0": any([how.color_jitter] if isinstance(how.color_jitter, float) else how.color_jitter),
+        "--color-jitter 0": how.jitters,
         "--auto-augment none": how.auto_augment is not None,
         "--re-prob 0": how.re_prob,
         "--mixup 0": how.mixup,

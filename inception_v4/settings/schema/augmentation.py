@@ -14,10 +14,6 @@ PREPROCESSING_FIELDS = ("image_size", "mean", "std", "crop_pct", "interpolation"
 """Settings that are also fields of `Preprocessing`."""
 
 
-def _all(strengths: float | tuple[float, ...]) -> tuple[float, ...]:
-    return strengths if isinstance(strengths, tuple) else (strengths,)
-
-
 class Augmentation(Section):
     """Input size, training augmentation and normalisation."""
 
@@ -91,10 +87,16 @@ class Augmentation(Section):
             raise ValueError(f"aug_splits {splits}: give 0, or at least 2: one part of a batch stays clean")
         if splits and (self.mixup or self.cutmix):
             raise ValueError(f"aug_splits {splits} with mixup or cutmix: the parts of a batch would no longer be pairs")
-        if splits and not (self.auto_augment or self.re_prob or any(_all(self.color_jitter))):
+        if splits and not (self.auto_augment or self.re_prob or self.jitters):
             raise ValueError(
                 f"aug_splits {splits} without auto_augment, color_jitter or re_prob: all parts are the same"
             )
+
+    @property
+    def jitters(self) -> bool:
+        """Whether colours vary at random."""
+        strengths = self.color_jitter
+        return any(strengths if isinstance(strengths, tuple) else (strengths,))
 
     def preprocessing(self) -> Preprocessing:
         """The evaluation side of this section, as it travels with weights."""

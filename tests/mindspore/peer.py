@@ -4,12 +4,15 @@ python peer.py logits LAYOUT FILE IMAGES.npy OUT.npz      load strictly, run
 python peer.py train DIRECTORY                            checkpoints of short trainings, and their parameters
 python peer.py step FILE IMAGES.npy LABELS.npy OUT.npz    load weights and Momentum's state, one step
 python peer.py save FILE DIRECTORY                        save a loaded file again in MindSpore's variants
+python peer.py memory FILE OUT.npy                        load beside a full page cache, before and after the remedy
 """
 
 from __future__ import annotations
 
 import os
+import runpy
 import sys
+from pathlib import Path
 
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX2"  # MindSpore's convolutions on AVX-512 are 100 times slower without
 
@@ -23,6 +26,7 @@ from mindspore.dataset import GeneratorDataset
 from mindspore.train import CheckpointConfig, Model, ModelCheckpoint
 
 CLASSES = 10
+WORKER = Path(__file__).parents[2] / "inception_v4" / "export" / "mindir_worker.py"
 
 
 class ModelZoo(nn.Cell):
@@ -143,7 +147,25 @@ def step(file: str, images: str, labels: str, out: str) -> None:
     np.savez(out, loss=loss.asnumpy(), missing=np.array(missing_in_network + missing_in_optimizer, str), **after)
 
 
+def memory(file: str, out: str) -> None:
+    """How many parameters MindSpore reads of a file when nothing but page cache is left: before
+    `count_cached_memory`, and after it."""
+    sysconf = os.sysconf
+    os.sysconf = lambda name: 1 if name == "SC_AVPHYS_PAGES" else sysconf(name)
+    counts = []
+    for prepare in (lambda: None, runpy.run_path(str(WORKER))["count_cached_memory"]):
+        prepare()
+        try:
+            counts.append(len(ms.load_checkpoint(file)))
+        except (RuntimeError, ValueError) as error:
+            print(error)
+            counts.append(0)
+    np.save(out, counts)
+
+
 if __name__ == "__main__":
-    {"logits": logits, "save": save, "train": train, "step": step}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] != "memory":
+        runpy.run_path(str(WORKER))["count_cached_memory"]()
+    {"memory": memory, "logits": logits, "save": save, "train": train, "step": step}[sys.argv[1]](*sys.argv[2:])
     sys.stdout.flush()
     os._exit(0)  # MindSpore's own shutdown may hang

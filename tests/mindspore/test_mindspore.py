@@ -73,6 +73,12 @@ def test_mindcv_loads_strictly_and_gives_our_logits(folder, name):
     assert between > 100 * difference  # the signals are live
 
 
+def test_a_full_page_cache_is_no_lack_of_memory(folder, tmp_path):
+    convert_weights(folder / "net.safetensors", tmp_path / "net.ckpt", to="mindcv")
+    peer(tmp_path, "memory", tmp_path / "net.ckpt", tmp_path / "counts.npy")
+    assert np.load(tmp_path / "counts.npy").tolist() == [0, 747]
+
+
 def test_modelzoo_structure_gives_our_probabilities(folder):
     convert_weights(folder / "net.safetensors", folder / "zoo.ckpt", to="modelzoo")
     peer(folder, "logits", "modelzoo", folder / "zoo.ckpt", folder / "images.npy", folder / "out.npz")

@@ -18,7 +18,7 @@ class SettingsCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         known = {option for parameter in self.params for option in parameter.opts}
-        return super().parse_args(ctx, [with_dashes(word, known) for word in args])
+        return super().parse_args(ctx, with_keywords([with_dashes(word, known) for word in args]))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
@@ -40,6 +40,15 @@ def with_dashes(word: str, known: set[str]) -> str:
     """`name=value` as a flag where `known` has it; other words as they are."""
     name, equals, _ = word.partition("=")
     return f"--{word}" if equals and f"--{name.replace('_', '-')}" in known else word
+
+
+def with_keywords(words: list[str]) -> list[str]:
+    """The several words `a=1 b=2` that timm takes after `--opt-kwargs` as one, `a=1,b=2`."""
+    joined: list[str] = []
+    for word in words:
+        follows = len(joined) > 1 and joined[-2] == "--opt-kwargs" and "=" in word and not word.startswith("-")
+        joined[-1:] = [f"{joined[-1]},{word}"] if follows else [*joined[-1:], word]
+    return joined
 
 
 def settings(*sections: str, own: tuple[str, ...] = ()) -> Callable[[Any], Any]:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from inception_v4.preprocessing import check_size
 from inception_v4.settings.addresses import is_address, redacted, require_plain
 from inception_v4.settings.dialects import FLAGS, DialectError, translate
-from inception_v4.settings.schema import OPTIMIZER_NUMBERS, Config
+from inception_v4.settings.schema import OPTIMIZER_OWN, Config
 from inception_v4.settings.yaml_files import read_documents
 
 AMP_ALIASES = {"o0": "off", "o1": "fp16", "o2": "fp16", "o3": "fp16"}
@@ -78,10 +78,10 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
 
 
 def _other_optimizer(values: dict[str, Any], leaves: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:
-    """Takes a recipe's momentum, betas and epsilon out of `values` where somebody asks for another optimizer."""
+    """Takes a recipe's numbers and keywords out of `values` where somebody asks for another optimizer."""
     recipe, own = translate({}, leaves)[0], translate(overrides, {})[0]
     meant_for = recipe.get("opt", Config().optimizer.opt)
-    lost = [name for name in OPTIMIZER_NUMBERS if recipe.get(name) is not None and name not in own and name in values]
+    lost = [name for name in OPTIMIZER_OWN if recipe.get(name) is not None and name not in own and name in values]
     if not lost or str(values["opt"]).lower() == meant_for.lower():
         return []
     for name in lost:

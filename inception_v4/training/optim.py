@@ -115,9 +115,13 @@ def build_optimizer(
 
     Raises:
         ValueError: a name that neither this project nor timm's factory knows, or a number (momentum, opt_alpha,
-            opt_beta2, opt_eps) that was given and that this optimizer has not.
+            opt_beta2, opt_eps) or keyword (opt_kwargs) that was given and that this optimizer has not.
     """
     name = canonical_name(settings.opt)
+    if settings.opt_kwargs and name in _NO_KEYWORDS:
+        raise ValueError(
+            f"opt_kwargs {', '.join(settings.opt_kwargs)}: {settings.opt} is not timm's and takes none: leave it out"
+        )
     groups = parameter_groups(model, settings)
     if name == "rmsproptf":
         numbers = _numbers(settings, {"opt_alpha": 0.9, "opt_eps": 1.0, "momentum": 0.9})
@@ -162,10 +166,33 @@ def _from_timm(
         raise ValueError(f"unknown optimizer {settings.opt!r}: did you mean {' or '.join(near) or 'rmsproptf'}?")
     names = [group.pop("param_names") for group in groups]
     options = _timm_options(name, settings)
-    optimizer = create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=settings.weight_decay, **options)
+    try:
+        optimizer = create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=settings.weight_decay, **options)
+    except (AssertionError, TypeError, ValueError) as error:
+        if not settings.opt_kwargs:
+            raise
+        raise ValueError(f"opt_kwargs of {settings.opt}: {error}") from error
     for group, group_names in zip(optimizer.param_groups, names, strict=True):
         group["param_names"] = group_names
     return optimizer
+
+
+_NO_KEYWORDS = ("rmsproptf", "momentum", "nesterov", "sgd", "adamw")
+_WITH_SETTINGS = {
+    "lr": "lr", "weight_decay": "weight_decay", "momentum": "momentum", "beta1": "momentum", "alpha": "opt_alpha",
+    "eps": "opt_eps", "betas": "momentum and opt_beta2",
+}  # fmt: skip
+
+
+def _checked_keywords(keywords: Mapping[str, Any], parameters: Mapping[str, Any], opt: str) -> dict[str, Any]:
+    """`keywords`, if the optimizer has them and no setting of its own gives them."""
+    free = sorted(parameters.keys() - _WITH_SETTINGS.keys() - {"params", "self", "kwargs"})
+    for name in keywords:
+        if name in _WITH_SETTINGS:
+            raise ValueError(f"opt_kwargs {name}: give {_WITH_SETTINGS[name]} instead")
+        if name not in free:
+            raise ValueError(f"opt_kwargs {name}: the optimizer {opt} takes {', '.join(free) or 'no others'}")
+    return dict(keywords)
 
 
 def _timm_options(name: str, settings: OptimizerSettings) -> dict[str, Any]:
@@ -187,6 +214,7 @@ def _timm_options(name: str, settings: OptimizerSettings) -> dict[str, Any]:
         betas = preset.get("betas", betas)
     numbers = {ours: value for ours, value in _numbers(settings, known).items() if value is not None}
     options = {keywords[ours]: value for ours, value in numbers.items() if keywords.get(ours) in parameters}
+    options |= _checked_keywords(settings.opt_kwargs or {}, parameters, settings.opt)
     if "betas" in parameters and numbers.keys() - {"opt_alpha", "opt_eps"}:
         first, second, *rest = betas or (0.0, 0.0)
         if "momentum" not in parameters:  # Muon's kind has one of its own, and betas for what it leaves to AdamW.

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from running import ROOT
 
+from inception_v4.cli.settings import with_keywords
 from inception_v4.settings.recipes import (
     RECIPE_FOLDERS,
     ConfigError,
@@ -59,6 +60,25 @@ def test_another_optimizer_does_not_inherit_the_recipes_numbers() -> None:
     assert (same.optimizer.opt_eps, same.optimizer.momentum) == (1.0, 0.9) and not any("its own" in n for n in notices)
 
 
+def test_keywords_of_an_optimizer_come_in_every_form(tmp_path: Path) -> None:
+    expected = {"ns_steps": 3, "fallback_lr_scale": 0.1, "nesterov": True, "adjust_lr_fn": "original"}
+    for words in (
+        "ns_steps=3,fallback_lr_scale=1e-1,nesterov=true,adjust_lr_fn=original",
+        "ns_steps=3 fallback_lr_scale=0.1 nesterov=True adjust_lr_fn=original",
+        expected,
+    ):
+        found = build_config({"opt": "muon", "opt_kwargs": words}).optimizer.opt_kwargs
+        assert found == expected and [type(v) for v in found.values()] == [int, float, bool, str]
+    recipe = tmp_path / "muon.yaml"
+    recipe.write_text("opt: muon\nopt_kwargs: {ns_steps: 3, fallback_lr_scale: 0.1}\ndataset: shapes\n")
+    assert load_config(recipe)[0].optimizer.opt_kwargs == {"ns_steps": 3, "fallback_lr_scale": 0.1}
+    other, notices = load_config(recipe, {"opt": "lamb"})
+    assert other.optimizer.opt_kwargs is None and any("the recipe's opt_kwargs" in n for n in notices)
+    assert build_config({"opt_kwargs": "none"}).optimizer.opt_kwargs is None
+    words = ["-c", "x", "--opt-kwargs", "ns_steps=3", "nesterov=true", "--epochs=2", "a=b"]
+    assert with_keywords(words) == ["-c", "x", "--opt-kwargs", "ns_steps=3,nesterov=true", "--epochs=2", "a=b"]
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipes_are_valid_documented_and_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
@@ -106,6 +126,7 @@ def test_shipped_recipes_are_found_by_name_and_by_path_of_a_checkout() -> None:
         ({"scale": [1, 0.1]}, "rising pair"),
         ({"lr": float("nan")}, "lr=nan: .*finite"),
         ({"opt_alpha": 1.5}, "opt_alpha=1.5"),
+        ({"opt_kwargs": "ns_steps"}, "opt_kwargs='ns_steps': give NAME=VALUE, .* in place of 'ns_steps'"),
     ],
 )
 def test_errors_are_one_line_with_the_value_and_the_remedy(values: dict, message: str) -> None:

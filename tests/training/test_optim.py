@@ -186,3 +186,32 @@ def test_clipping_limits_the_global_norm() -> None:
     clip_gradients(net.parameters(), 0.5)
     clipped = math.sqrt(sum(p.grad.square().sum().item() for p in net.parameters()))
     assert clipped == pytest.approx(0.5, rel=1e-4)
+
+
+def test_keywords_are_those_of_timms_class() -> None:
+    words = {"ns_steps": 3, "fallback_lr_scale": 0.2}
+    net = small_net()
+    optimizer = build_optimizer(net, Optimizer(opt="nmuon", weight_decay=0.0, opt_kwargs=words), 1e-2)
+    ours = run_steps(net, optimizer, RATES)
+    net = small_net()
+    peer = timm.optim.create_optimizer_v2(net.parameters(), "nmuon", lr=1e-2, weight_decay=0.0, **words)
+    for a, b in zip(ours, run_steps(net, peer, RATES), strict=True):
+        assert torch.equal(a, b)
+    net = small_net()
+    plain = run_steps(net, build_optimizer(net, Optimizer(opt="nmuon", weight_decay=0.0), 1e-2), RATES)
+    assert any(not torch.equal(a, b) for a, b in zip(ours, plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("opt", "words", "message"),
+    [
+        ("muon", {"ns_step": 3}, r"opt_kwargs ns_step: the optimizer muon takes adamw_lr, .*ns_steps"),
+        ("muon", {"momentum": 0.5}, "opt_kwargs momentum: give momentum instead"),
+        ("lamb", {"betas": 0.5}, "opt_kwargs betas: give momentum and opt_beta2 instead"),
+        ("muon", {"conv_mode": "rolled"}, "opt_kwargs of muon: Invalid conv_mode: rolled"),
+        ("rmsproptf", {"ns_steps": 3}, "opt_kwargs ns_steps: rmsproptf is not timm's and takes none: leave it out"),
+    ],
+)
+def test_keywords_that_an_optimizer_has_not_are_refused(opt: str, words: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(small_net(), Optimizer(opt=opt, opt_kwargs=words), 0.1)

@@ -170,6 +170,7 @@ RULES: dict[str, Rule] = {
     "model_ema_decay": Renamed("ema_decay"),
     "model_ema_warmup": Valued("ema_warmup", {"true": Word(2000, "1 - exp(-t / 2000), MindCV's"), "false": 0}),
     "eval_metric": Renamed("monitor"),
+    "opt_kwargs": Same(),
     "seed": Same(),
     "log_interval": Same(),
     "val_interval": Same(),
@@ -188,7 +189,7 @@ RULES: dict[str, Rule] = {
 
 REFUSED = {
     **dict.fromkeys((
-        "drop_block", "split_bn", "opt_kwargs", "lr_noise", "lr_k_decay", "color_jitter_prob", "grayscale_prob",
+        "drop_block", "split_bn", "lr_noise", "lr_k_decay", "color_jitter_prob", "grayscale_prob",
         "gaussian_blur_prob", "bce_target_thresh", "bce_pos_weight", "cutmix_minmax", "mixup_off_epoch",
         "tta",
     ), "there is no such option here"),

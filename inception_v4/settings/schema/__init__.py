@@ -13,13 +13,21 @@ from pydantic import Field
 from inception_v4.settings.schema.augmentation import PREPROCESSING_FIELDS, Augmentation
 from inception_v4.settings.schema.data import Data
 from inception_v4.settings.schema.forms import NONE_WORDS, Section
-from inception_v4.settings.schema.learning import OPTIMIZER_NUMBERS, Optimizer, Schedule, Training, frozen_blocks
+from inception_v4.settings.schema.learning import (
+    OPTIMIZER_NUMBERS,
+    OPTIMIZER_OWN,
+    Optimizer,
+    Schedule,
+    Training,
+    frozen_blocks,
+)
 from inception_v4.settings.schema.network import Network
 from inception_v4.settings.schema.run import Run
 
 __all__ = [
     "NONE_WORDS",
     "OPTIMIZER_NUMBERS",
+    "OPTIMIZER_OWN",
     "PREPROCESSING_FIELDS",
     "Augmentation",
     "Config",

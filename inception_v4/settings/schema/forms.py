@@ -15,6 +15,27 @@ def split_list(value: Any) -> Any:
     return [value] if isinstance(value, (int, float)) else value
 
 
+def _scalar(word: str) -> bool | int | float | str:
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(word)
+        except ValueError:
+            continue
+    return word
+
+
+def _keywords(value: Any) -> Any:
+    """`ns_steps=3,nesterov=true` (commas or blanks) as a mapping."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.partition("=") for part in re.split(r"[,\s]+", value.strip(", ")) if part]
+    if lone := [name for name, equals, word in pairs if not (name and equals and word)]:
+        raise ValueError(f"give NAME=VALUE, several with commas between them, in place of {lone[0]!r}")
+    return {name: _scalar(word) for name, _, word in pairs}
+
+
 NONE_WORDS = ("", "none", "null", "~")
 
 
@@ -54,6 +75,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Range = Annotated[tuple[float, float], BeforeValidator(split_list)]
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(split_list)]
+Keywords = Annotated[dict[str, bool | int | float | str], BeforeValidator(_keywords)]
 Strengths = Annotated[float | tuple[float, ...], BeforeValidator(_strengths), AfterValidator(_check_strengths)]
 
 

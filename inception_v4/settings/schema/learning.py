@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from inception_v4.settings.schema.forms import Fraction, Positive, Seconds, Section, split_list
+from inception_v4.settings.schema.forms import Fraction, Keywords, Positive, Seconds, Section, split_list
 
 BLOCKS = 22
 """Entries of the network's `features`."""
@@ -56,6 +56,11 @@ class Optimizer(Section):
     opt_eps: Annotated[float, Field(gt=0)] | None = Field(
         None, description="epsilon; default 1.0 for rmsproptf, else what is usual for opt"
     )
+    opt_kwargs: Keywords | None = Field(
+        None,
+        description="what else an optimizer of timm's takes, as in ns_steps=3,fallback_lr_scale=0.1 for muon (steps of "
+        "its iteration; factor of lr for biases and BatchNorm)",
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(4e-5, description="L2, or decoupled where the optimizer is")
     weight_decay_filter: Literal["all", "no_norm_bias"] = Field("all", description="parameters that decay")
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(None, description="largest global gradient norm")
@@ -90,7 +95,9 @@ class Optimizer(Section):
 
 
 OPTIMIZER_NUMBERS = ("momentum", "opt_alpha", "opt_beta2", "opt_eps")
-"""Settings that are made for one optimizer; None is what is usual for it."""
+"""Numbers that are made for one optimizer; None is what is usual for it."""
+OPTIMIZER_OWN = (*OPTIMIZER_NUMBERS, "opt_kwargs")
+"""Settings that are made for one optimizer."""
 
 
 class Schedule(Section):

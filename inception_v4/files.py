@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,42 @@ def cache_dir() -> Path:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
+    started = _AHEAD.pop(_version(path), None)
+    return started.result() if started else _digest_of(path)
+
+
+def hash_ahead(paths: Iterable[Path]) -> None:
+    """Begin to read files whose `sha256_of` will be asked for once, beside something that needs no disk."""
+    _AHEAD.update({_version(path): _Hashing(path) for path in paths})
+
+
+class _Hashing(threading.Thread):
+    """A file being read; it ends with the process, asked for or not."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.path, self.digest = path, ""
+        self.start()
+
+    def run(self) -> None:
+        with suppress(OSError):  # whoever asks reads again, and is told
+            self.digest = _digest_of(self.path)
+
+    def result(self) -> str:
+        self.join()
+        return self.digest or _digest_of(self.path)
+
+
+_AHEAD: dict[tuple[int, ...], _Hashing] = {}
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Which file this is, and which content it had: another after every change."""
+    at = path.stat()
+    return at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns
+
+
+def _digest_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

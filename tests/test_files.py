@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import time
 from pathlib import Path
 
 import pytest
 
-from inception_v4.files import build_once, cache_dir
+from inception_v4.files import build_once, cache_dir, hash_ahead, sha256_of
 
 
 def test_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -56,3 +57,27 @@ def test_concurrent_processes_build_once(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert (tmp_path / "builds").read_text() == "x"
+
+
+def test_a_file_that_is_read_ahead_has_its_own_digest(tmp_path: Path) -> None:
+    expected = {}
+    for name, content in {"one": b"1" * 3_000_000, "two": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        expected[name] = hashlib.sha256(content).hexdigest()
+    hash_ahead([tmp_path / "one", tmp_path / "two"])
+    for _ in range(2):
+        assert {name: sha256_of(tmp_path / name) for name in expected} == expected
+
+
+def test_a_file_that_changes_or_goes_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    hash_ahead([path])
+    path.write_bytes(b"newer")
+    assert sha256_of(path) == hashlib.sha256(b"newer").hexdigest()
+    hash_ahead([path])
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        sha256_of(path)
+    with pytest.raises(FileNotFoundError):
+        hash_ahead([path])

@@ -6,10 +6,13 @@ prepared before torch's first import.
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import click
 
@@ -47,6 +50,10 @@ COMMANDS = {
 }
 
 
+_ENDS_IN_ORDER = ("train", "serve", "demo")
+"""Commands with other processes, writers and connections, which Python may take apart at its leisure."""
+
+
 class Commands(click.Group):
     """Subcommands whose code is imported when they are used."""
 
@@ -58,6 +65,14 @@ class Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(COMMANDS[name][0]).command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader (`| head`) has gone: nothing is wrong, though click thinks so, and nothing more can be said.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -80,7 +95,37 @@ def cli() -> None:
     """
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def program() -> NoReturn:
+    """`main` as a process of its own.
+
+    What is registered for the end is done and written, then the process ends: to take torch and a runtime apart object
+    by object takes half a second, as long as everything else about one picture.
+    """
+    try:
+        main()
+    except SystemExit as finished:
+        if _needs_order():
+            raise
+        code = finished.code if isinstance(finished.code, int) else FAILED
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            continue  # the reader has gone, as in `run`
+        except OSError as error:
+            code = _complain(f"the output could not be written: {error.strerror}", FAILED)
+    os._exit(code)
+
+
+def _needs_order() -> bool:
+    """Whether somebody waits for the interpreter's own end: a profiler, `python -i`, threads, another process."""
+    watched = sys.getprofile() or sys.gettrace() or sys.flags.inspect or "RANK" in os.environ
+    threads = [t for t in threading.enumerate() if not t.daemon and t is not threading.main_thread()]
+    return bool(watched or threads or set(sys.argv[1:]) & set(_ENDS_IN_ORDER))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 1 failed, 2 wrong use, 75 stopped by a signal with its state saved."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words or bool(os.environ.get("INCEPTION_V4_DEBUG"))
@@ -101,10 +146,6 @@ def run(words: list[str], *, debug: bool = False) -> int:
         return _complain(error.format_message(), MISUSED)
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", 130)
-    except BrokenPipeError:
-        # The reader (`| head`) has gone: nothing is wrong and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if debug:
             raise

@@ -22,6 +22,7 @@ from inception_v4.cli.options import (
     runtime_option,
 )
 from inception_v4.console import say, track
+from inception_v4.inference.engine_cache import read_ahead
 
 
 @click.command("predict", cls=PredictCommand, context_settings=CONTEXT)
@@ -68,6 +69,9 @@ def command(pictures: Sequence[str], **options: Any) -> int:
     chosen = [form for form in ("json", "jsonl", "csv") if options[f"as_{form}"]]
     if len(chosen) > 1:
         raise click.UsageError(f"give one of --{' and --'.join(chosen)}")
+    if options["cache"] and options["runtime"] != "torch":
+        for source in options["ckpt_path"]:
+            read_ahead(source)
     predictor = _predictor(options)
     from inception_v4.data.named_files import pictures_in
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from inception_v4.files import cache_dir, sha256_of, to_disk
+from inception_v4.files import cache_dir, hash_ahead, sha256_of, to_disk
 
 SIZE_LIMIT = 2 << 30
 """Bytes of all entries together; those that were not used for longest go first. One holds some 170 MB."""
@@ -31,6 +31,22 @@ class KeptEntry(NamedTuple):
 def engines_folder() -> Path:
     """Where exported networks are kept; not created."""
     return cache_dir() / "engines"
+
+
+def prefix_of(weights: Path) -> str:
+    """Of the keys of all entries for weights of this size: without any, there is no need to read the weights."""
+    return f"{weights.stat().st_size:x}-"
+
+
+def read_ahead(source: str) -> None:
+    """Begin to read what an engine for a weights file or a run directory is compared with, where one may be kept.
+
+    Needs no torch, whose import takes longer than that.
+    """
+    with suppress(OSError):
+        weights = Path(source) / "best.safetensors" if Path(source).is_dir() else Path(source)
+        kept = list(engines_folder().glob(f"{prefix_of(weights)}*/graph.*"))
+        hash_ahead([weights, *kept] if kept else [])
 
 
 def key_of(**parts: Any) -> str:

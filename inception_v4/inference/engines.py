@@ -24,10 +24,17 @@ from inception_v4.data.normalise import Normalise
 from inception_v4.distributed import World
 from inception_v4.files import sha256_of
 from inception_v4.inference.agreement import BOUNDS, check_pictures, deviation
-from inception_v4.inference.engine_cache import KeptEntry, engines_folder, find_entry, key_of, store_entry
+from inception_v4.inference.engine_cache import KeptEntry, engines_folder, find_entry, key_of, prefix_of, store_entry
 from inception_v4.inference.factory import open_model
 from inception_v4.inference.network import AUTO, OpenNetwork, is_exported, open_network
-from inception_v4.inference.sessions import RUNTIMES, ExportedFileError, RuntimeUnavailable, Session, open_openvino
+from inception_v4.inference.sessions import (
+    RUNTIMES,
+    ExportedFileError,
+    RuntimeUnavailable,
+    Session,
+    open_openvino,
+    require,
+)
 from inception_v4.network.fusion import fuse
 from inception_v4.weights import WeightsInfo
 from inception_v4.weights.source import locate
@@ -54,8 +61,7 @@ class EngineRow(NamedTuple):
 
 
 def _write_ir(program: torch.export.ExportedProgram, path: Path) -> None:
-    import openvino as ov
-
+    ov = require("openvino")
     ov.save_model(ov.convert_model(program), str(path), compress_to_fp16=False)
 
 
@@ -204,23 +210,18 @@ class Opener:
     def _located(self) -> Any:
         return locate(self._source)
 
-    @property
-    def _prefix(self) -> str:
-        """Of the keys of all entries for weights of this size: without any, there is no need to read the weights."""
-        return f"{self._located.path.stat().st_size:x}-"
-
     @cached_property
     def _key(self) -> str:
         wanted, row = self._wanted, ENGINES[self._engine or ""]
         programs = {name: installed(name) for name in ("torch", *row.packages)}
-        return self._prefix + key_of(
+        return prefix_of(self._located.path) + key_of(
             weights=sha256_of(self._located.path), beside=self._located.beside, form=FORM, package=__version__,
             programs=programs, cpu=torch.backends.cpu.get_cpu_capability(), engine=self._engine,
             wanted=[wanted.amp, wanted.image_size, wanted.num_classes],
         )  # fmt: skip
 
     def _kept(self) -> OpenNetwork | None:
-        if not any(self._root.glob(f"{self._prefix}*")):
+        if not any(self._root.glob(f"{prefix_of(self._located.path)}*")):
             return None
         entry = find_entry(self._root, self._key)
         return None if entry is None else self._opened(entry)

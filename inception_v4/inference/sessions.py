@@ -6,6 +6,7 @@ Each opens a file as a `Session`: tensors in, tensors out. What the numbers mean
 from __future__ import annotations
 
 import importlib
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,16 +52,22 @@ class RuntimeRow(NamedTuple):
     open: Callable[[Path, str], Session]
 
 
+_REPORTERS = {"openvino": "openvino_telemetry"}
+"""What a package reports its use with to its makers, unasked, each time it is imported; without it, it does not."""
+
+
 def require(package: str, *others: str) -> Any:
-    """The optional package, imported.
+    """The optional package, imported; from then on it reports to nobody.
 
     Raises:
         RuntimeUnavailable: it or one of `others` is not installed.
     """
     try:
-        for name in others:
-            importlib.import_module(name)
-        return importlib.import_module(package)
+        for name in (*others, package):
+            if name in _REPORTERS:
+                sys.modules.setdefault(_REPORTERS[name], None)  # type: ignore[arg-type]  # none there can be imported
+            module = importlib.import_module(name)
+        return module
     except ImportError as error:
         names = " ".join((package, *others))
         raise RuntimeUnavailable(

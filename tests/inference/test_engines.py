@@ -174,16 +174,17 @@ def test_commands_use_it_and_say_so(kept: Path, folder: Path, tmp_path: Path, ca
 
 
 SLOW_TO_IMPORT = ("torchvision", "timm", "torch._dynamo", "torch._inductor", "sympy", "pydantic", "matplotlib")
+REPORTS_TO_ITS_MAKERS = "openvino_telemetry"
 
 
 def test_predict_imports_only_what_it_needs(kept: Path, folder: Path, tmp_path: Path) -> None:
-    """Half of the time of one picture would be imports of these."""
+    """Half of the time of one picture would be imports of these, and one would tell others of it."""
     (tmp_path / "photo.jpg").write_bytes(photos(1)[0])
     code = f"""
 import sys
 from inception_v4.cli.main import run
 code = run(sys.argv[1:])
-print(code, [name for name in {SLOW_TO_IMPORT} if name in sys.modules])
+print(code, [name for name in {(*SLOW_TO_IMPORT, REPORTS_TO_ITS_MAKERS)} if sys.modules.get(name)])
 """
     words = ["predict", tmp_path / "photo.jpg", "--ckpt-path", weights_file(folder), "--device", "cpu", "--amp", "off"]
     done = subprocess.run(
@@ -191,6 +192,16 @@ print(code, [name for name in {SLOW_TO_IMPORT} if name in sys.modules])
     )
     assert done.stdout.splitlines()[-1] == "0 []", done.stdout + done.stderr
     assert "1 picture, 75 px, openvino" in done.stderr
+
+
+def test_openvino_alone_reports_its_use() -> None:
+    """Otherwise nothing is switched off, and the promise needs no code."""
+    pytest.importorskip(REPORTS_TO_ITS_MAKERS)
+    code = f"import openvino, sys; print(bool(sys.modules.get('{REPORTS_TO_ITS_MAKERS}')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "CI": "true"}
+    )
+    assert done.stdout.splitlines()[-1] == "True", done.stderr
 
 
 @pytest.mark.slow

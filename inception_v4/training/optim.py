@@ -160,14 +160,22 @@ def _from_timm(
 ) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2, list_optimizers
 
+    from inception_v4.training import muon  # imports timm, which no other optimizer needs
+
     known = [str(n) for n in list_optimizers()]
     if name not in known:
         near = difflib.get_close_matches(name, [*known, "rmsproptf", "momentum"], n=3)
         raise ValueError(f"unknown optimizer {settings.opt!r}: did you mean {' or '.join(near) or 'rmsproptf'}?")
     names = [group.pop("param_names") for group in groups]
     options = _timm_options(name, settings)
+    given = {"lr": lr, "weight_decay": settings.weight_decay, **options}
+    ours = name in ("muon", "nmuon") and not (settings.opt_kwargs or {}).keys() - muon.KEYWORDS
     try:
-        optimizer = create_optimizer_v2(groups, opt=name, lr=lr, weight_decay=settings.weight_decay, **options)
+        optimizer = (
+            muon.Muon(groups, nesterov=name == "nmuon", **given)
+            if ours
+            else create_optimizer_v2(groups, opt=name, **given)
+        )
     except (AssertionError, TypeError, ValueError) as error:
         if not settings.opt_kwargs:
             raise

@@ -189,7 +189,7 @@ def test_clipping_limits_the_global_norm() -> None:
 
 
 def test_keywords_are_those_of_timms_class() -> None:
-    words = {"ns_steps": 3, "fallback_lr_scale": 0.2}
+    words = {"ns_steps": 3, "fallback_lr_scale": 0.2, "conv_mode": "batched"}
     net = small_net()
     optimizer = build_optimizer(net, Optimizer(opt="nmuon", weight_decay=0.0, opt_kwargs=words), 1e-2)
     ours = run_steps(net, optimizer, RATES)

@@ -36,7 +36,7 @@ class Muon(TimmMuon):
 
     A convolution's kernel counts as a matrix [out, in x height x width]. Its columns may stand in any order, so they
     stand as they do in memory, and nothing is copied for channels_last. The iteration runs in the square of the shorter
-    side (for this network and three steps 0.8 of the multiplications), in bfloat16 only where the device has it natively.
+    side (for this network and three steps 0.8 of the multiplications), in bfloat16 where the device has it natively.
     """
 
     @torch.no_grad()

@@ -24,8 +24,6 @@ WAYS: dict[str, list[object]] = {
     "one rate for all: `--opt-kwargs ns_steps=3`": ["--opt-kwargs", "ns_steps=3"],
     "`--batch-size 256`": ["--batch-size", 256],
     "`--init tf`, the default": ["--init", "tf"],
-    "the paper's stem and smallest size: `--stem standard --image-size 75`":
-        ["--stem", "standard", "--image-size", 75],
 }  # fmt: skip
 
 

@@ -8,16 +8,17 @@ Half an hour on two CPU cores with bfloat16.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from finetuning_table import once
+
+from inception_v4.training.runlog import METRICS, read_records
 
 RECIPE = ["-c", "cifar10_small", "--amp", "bf16", "--epochs", 1, "--warmup-epochs", 0.1, "--image-size", 32]
 ADAMW = ["--opt", "adamw", "--lr", 0.0015, "--opt-beta2", 0.98, "--weight-decay", 0.05]
 WAYS: dict[str, list[object]] = {
     "the recipe": [],
-    "AdamW: `--opt adamw --lr 0.0015 --opt-beta2 0.98 --weight-decay 0.05`": [*ADAMW],
+    "AdamW: `--opt adamw --lr 0.0015 --opt-beta2 0.98 --weight-decay 0.05`": ADAMW,
     "the same with `--batch-size 256`": [*ADAMW, "--batch-size", 256],
     "Nesterov's momentum: `--opt nesterov --lr 0.05 --momentum 0.9`":
         ["--opt", "nesterov", "--lr", 0.05, "--momentum", 0.9],
@@ -36,7 +37,7 @@ def main() -> None:
     for number, (way, words) in enumerate(WAYS.items()):
         run = options.folder / f"{number}"
         once(run, *RECIPE, "--data-dir", options.data, *words)
-        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        records = read_records(run / METRICS)
         rate = [r["images_per_second"] for r in records if r["kind"] == "train"][-1]
         top1 = [r["top1"] for r in records if r["kind"] == "val"][-1]
         print(f"| {way} | {rate:.0f} | {top1:.1f} % |", flush=True)

@@ -45,8 +45,9 @@ def read_ahead(source: str) -> None:
     """
     with suppress(OSError):
         weights = Path(source) / "best.safetensors" if Path(source).is_dir() else Path(source)
-        kept = list(engines_folder().glob(f"{prefix_of(weights)}*/graph.*"))
-        hash_ahead([weights, *kept] if kept else [])
+        kept = list(engines_folder().glob(f"{prefix_of(weights)}*"))
+        if kept:  # the one used last: all of them may be gigabytes
+            hash_ahead([weights, *max(kept, key=lambda folder: folder.stat().st_mtime).glob("graph.*")])
 
 
 def key_of(**parts: Any) -> str:

@@ -118,27 +118,32 @@ def build_optimizer(
             opt_beta2, opt_eps) or keyword (opt_kwargs) that was given and that this optimizer has not.
     """
     name = canonical_name(settings.opt)
-    if settings.opt_kwargs and name in _NO_KEYWORDS:
-        raise ValueError(
-            f"opt_kwargs {', '.join(settings.opt_kwargs)}: {settings.opt} is not timm's and takes none: leave it out"
-        )
     groups = parameter_groups(model, settings)
     if name == "rmsproptf":
-        numbers = _numbers(settings, {"opt_alpha": 0.9, "opt_eps": 1.0, "momentum": 0.9})
+        numbers = _own_numbers(settings, {"opt_alpha": 0.9, "opt_eps": 1.0, "momentum": 0.9})
         alpha, eps, momentum = (numbers[n] for n in ("opt_alpha", "opt_eps", "momentum"))
         return (fused or RMSpropTF)(groups, lr, alpha=alpha, eps=eps, momentum=momentum)
     if name in ("momentum", "nesterov", "sgd"):
         # timm's `sgd` means Nesterov; torch's and MindSpore's mean plain momentum, and this project follows them.
-        momentum = _numbers(settings, {"momentum": 0.9})["momentum"]
+        momentum = _own_numbers(settings, {"momentum": 0.9})["momentum"]
         # torch's fused SGD rounds otherwise on a CPU than its loop does on accelerators, and gains 8 ms a step.
         return (fused or torch.optim.SGD)(groups, lr, momentum=momentum, nesterov=name == "nesterov")
     if name == "adamw":
-        numbers = _numbers(settings, {"momentum": 0.9, "opt_beta2": 0.999, "opt_eps": 1e-8})
+        numbers = _own_numbers(settings, {"momentum": 0.9, "opt_beta2": 0.999, "opt_eps": 1e-8})
         betas = (numbers["momentum"], numbers["opt_beta2"])
         # One pass over memory instead of ten: on a CPU the default is a loop over tensors.
         on_cpu = next(model.parameters()).device.type == "cpu"
         return torch.optim.AdamW(groups, lr, betas=betas, eps=numbers["opt_eps"], fused=True if on_cpu else None)
     return _from_timm(name, groups, lr, settings)
+
+
+def _own_numbers(settings: OptimizerSettings, known: Mapping[str, Any]) -> dict[str, Any]:
+    """`_numbers` of an optimizer that is not timm's, which takes no keywords besides."""
+    if settings.opt_kwargs:
+        raise ValueError(
+            f"opt_kwargs {', '.join(settings.opt_kwargs)}: {settings.opt} is not timm's and takes none: leave it out"
+        )
+    return _numbers(settings, known)
 
 
 def _numbers(settings: OptimizerSettings, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +190,6 @@ def _from_timm(
     return optimizer
 
 
-_NO_KEYWORDS = ("rmsproptf", "momentum", "nesterov", "sgd", "adamw")
 _WITH_SETTINGS = {
     "lr": "lr", "weight_decay": "weight_decay", "momentum": "momentum", "beta1": "momentum", "alpha": "opt_alpha",
     "eps": "opt_eps", "betas": "momentum and opt_beta2",
@@ -194,7 +198,7 @@ _WITH_SETTINGS = {
 
 def _checked_keywords(keywords: Mapping[str, Any], parameters: Mapping[str, Any], opt: str) -> dict[str, Any]:
     """`keywords`, if the optimizer has them and no setting of its own gives them."""
-    free = sorted(parameters.keys() - _WITH_SETTINGS.keys() - {"params", "self", "kwargs"})
+    free = sorted(parameters.keys() - _WITH_SETTINGS.keys() - {"params", "kwargs"})
     for name in keywords:
         if name in _WITH_SETTINGS:
             raise ValueError(f"opt_kwargs {name}: give {_WITH_SETTINGS[name]} instead")

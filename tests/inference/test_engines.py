@@ -199,7 +199,7 @@ def test_openvino_alone_reports_its_use() -> None:
     pytest.importorskip(REPORTS_TO_ITS_MAKERS)
     code = f"import openvino, sys; print(bool(sys.modules.get('{REPORTS_TO_ITS_MAKERS}')))"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "CI": "true"}
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment() | {"CI": "true"}
     )
     assert done.stdout.splitlines()[-1] == "True", done.stderr
 

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -163,9 +164,7 @@ def _numbers(settings: OptimizerSettings, known: Mapping[str, Any]) -> dict[str,
 def _from_timm(
     name: str, groups: list[dict[str, Any]], lr: float, settings: OptimizerSettings
 ) -> torch.optim.Optimizer:
-    from timm.optim import create_optimizer_v2, list_optimizers
-
-    from inception_v4.training import muon  # imports timm, which no other optimizer needs
+    from timm.optim import list_optimizers
 
     known = [str(n) for n in list_optimizers()]
     if name not in known:
@@ -173,14 +172,9 @@ def _from_timm(
         raise ValueError(f"unknown optimizer {settings.opt!r}: did you mean {' or '.join(near) or 'rmsproptf'}?")
     names = [group.pop("param_names") for group in groups]
     options = _timm_options(name, settings)
-    given = {"lr": lr, "weight_decay": settings.weight_decay, **options}
-    ours = name in ("muon", "nmuon") and not (settings.opt_kwargs or {}).keys() - muon.KEYWORDS
+    make = _maker(name, settings)
     try:
-        optimizer = (
-            muon.Muon(groups, nesterov=name == "nmuon", **given)
-            if ours
-            else create_optimizer_v2(groups, opt=name, **given)
-        )
+        optimizer = make(groups, lr=lr, weight_decay=settings.weight_decay, **options)
     except (AssertionError, TypeError, ValueError) as error:
         if not settings.opt_kwargs:
             raise
@@ -188,6 +182,18 @@ def _from_timm(
     for group, group_names in zip(optimizer.param_groups, names, strict=True):
         group["param_names"] = group_names
     return optimizer
+
+
+def _maker(name: str, settings: OptimizerSettings) -> Callable[..., torch.optim.Optimizer]:
+    """timm's factory for the optimizer `name`, or this project's faster class."""
+    from timm.optim import create_optimizer_v2
+
+    if name in ("muon", "nmuon"):
+        from inception_v4.training.muon import KEYWORDS, Muon  # not every timm has what it builds on
+
+        if not (settings.opt_kwargs or {}).keys() - KEYWORDS:
+            return partial(Muon, nesterov=name == "nmuon")
+    return partial(create_optimizer_v2, opt=name)
 
 
 _WITH_SETTINGS = {

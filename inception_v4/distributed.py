@@ -7,6 +7,7 @@ one process and every operation here is free.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import inspect
 import os
 import time
@@ -138,6 +139,9 @@ def session(accelerator: Accelerator, *, timeout: float = 3600) -> Iterator[Worl
         yield world
         return
     limit = timedelta(seconds=timeout)
+    # Its functions take the group of the moment of their import as a default. DistributedDataParallel imports them, and
+    # a group that they keep outlives its end: its threads then meet an interpreter that is gone, and abort the process.
+    importlib.import_module("torch.distributed.nn.functional")
     # Host tensors travel over gloo and device tensors over the device's back end, so that small messages between the
     # hosts never wait for the device.
     store = connect(world)  # kept: without torchrun the main process's is the server

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inception_v4.network.average_pool import AvgPool
 from inception_v4.network.small_maps import Conv2d
 
 Kernel = int | tuple[int, int]
@@ -39,13 +40,6 @@ class Concat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self.children()], 1)
-
-
-class AvgPool(nn.AvgPool2d):
-    """The 3x3 average of the Inception blocks; padding does not count, as in TensorFlow."""
-
-    def __init__(self) -> None:
-        super().__init__(3, stride=1, padding=1, count_include_pad=False)
 
 
 def _chain(channels: int, *layers: tuple[Any, ...]) -> nn.Sequential:

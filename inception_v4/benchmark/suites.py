@@ -28,7 +28,7 @@ SUITES: dict[str, tuple[Part, ...]] = {
             (*_TIMM, "onnxruntime", "openvino", *_OURS, "fused in onnxruntime", "fused in openvino"),
             ("fp32", "bf16", "int8"),
         ),
-        Part("train", (4,), ("timm", "timm channels_last", "plain"), ("fp32", "bf16")),
+        Part("train", (4,), (*_TIMM, "plain", "plain compiled"), ("fp32", "bf16")),
     ),
     "gpu": (
         Part(

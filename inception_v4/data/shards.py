@@ -170,7 +170,7 @@ def scan(
                 )
                 if picture is None:
                     continue
-                label = _label(f"{entry.name}/{key}", parts, lambda member: _text(file, member))
+                label = _label(f"{entry.name}/{key[:200]}", parts, lambda member: _text(file, member))
                 found.append((number, picture[1].offset, picture[1].size, label, f"{key}.{picture[0]}"))
     if not found:
         raise ValueError(f"{', '.join(entry.name for entry in shards[:3])}: no pictures in these shards")
@@ -234,9 +234,9 @@ def _numbered(labels: Sequence[int | str], names: list[str], order: str) -> tupl
             raise ValueError(f"a picture is of class {most}, {CLASS_NAMES} has {len(names)} names")
         return tuple(names or map(str, range(most + 1))), [int(label) for label in labels]
     if len(texts) < len(set(labels)):
-        raise ValueError(f"some labels are numbers and some are names, as {min(texts)!r}: give one kind")
+        raise ValueError(f"some labels are numbers and some are names, as {min(texts)[:80]!r}: give one kind")
     if names and texts - set(names):
-        raise ValueError(f"class {min(texts - set(names))!r} is not in {CLASS_NAMES}")
+        raise ValueError(f"class {min(texts - set(names))[:80]!r} is not in {CLASS_NAMES}")
     classes = tuple(names) or in_order(texts, order)
     place = {name: number for number, name in enumerate(classes)}
     return classes, [place[str(label)] for label in labels]

@@ -65,11 +65,11 @@ def inner_members(archive: Path, outer: Member) -> Iterator[Member]:
                 for member in tar:
                     # A pax header may say a size below 0, and the next header would be one that was read before.
                     if member.size < 0 or member.offset_data <= last:
-                        raise tarfile.ReadError(f"{member.name!r} has {member.size} bytes")
+                        raise tarfile.ReadError(f"{member.name[:200]!r} has {member.size} bytes")
                     last = member.offset_data
                     if member.isreg() and not member.issparse():
                         if member.offset_data + member.size > end:
-                            raise tarfile.ReadError(f"{member.name!r} goes beyond the end")
+                            raise tarfile.ReadError(f"{member.name[:200]!r} goes beyond the end")
                         yield Member(member.name, member.offset_data, member.size)
                     vars(tar)["members"].clear()  # else all of a large archive's stay in memory
     except (tarfile.TarError, ValueError) as error:  # ValueError: numbers of pax headers that are none

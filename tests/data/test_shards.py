@@ -139,12 +139,21 @@ def test_shards_of_others(labels: list[dict[str, bytes]], names: tuple[str, ...]
         ({"a.jpg": b"x", "a.json": b'{"label": -1}'}, "train.tar/a has the label -1: classes have numbers from 0"),
         ({"a.jpg": b"x", "a.cls": b"4000000000"}, "train.tar/a has the label 4000000000: classes"),
         ({"a.jpg": b"x", "a.cls": b"9" * 9000}, r"train.tar/a has the label 9{20}: classes"),
+        (
+            {"a.jpg": b"x", "a.cls": b"owl" * 9000, "class_names.json": b'["cat"]'},
+            "class '(owl)+ow' is not in",
+        ),
+        ({"a.jpg": b"x", "a.cls": b"owl" * 9000, "b.jpg": b"x", "b.cls": b"1"}, "some are names, as '(owl)+ow': give"),
+        ({f"{'long' * 900}.jpg": b"x"}, "train.tar/(long)+ has no label"),
     ],
 )
 def test_shards_that_lack_something(members: dict[str, bytes], said: str, tmp_path: Path) -> None:
+    if "class_names.json" in members:
+        (tmp_path / "class_names.json").write_bytes(members["class_names.json"])
     written(tmp_path / "train.tar", members)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=said) as error:
         opened(tmp_path, data_cache=str(tmp_path / "cache"))
+    assert len(str(error.value)) < 500
 
 
 def pax_record(key: str, value: str) -> bytes:

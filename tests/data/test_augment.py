@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from random import Random
 from types import SimpleNamespace
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+from augmix import AugMixOnPillow
 from photos import photos
 from PIL import Image
 from running import ROOT
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from inception_v4.data.augment import (
     TrainTransform,
@@ -202,10 +205,33 @@ def test_a_strength_that_varies_stays_on_its_scale(operation: str, monkeypatch: 
         assert len(seen.unique()) > 50
 
 
-@pytest.mark.parametrize("text", ["randaug-m9-n3", "trivialaugwide", "augmix"])
+@pytest.mark.parametrize(
+    ("text", "torchvisions"),
+    [("autoaug", v2.AutoAugment), ("randaug-m9-n3", partial(v2.RandAugment, 3, 9, 11)),
+     ("trivialaugwide", v2.TrivialAugmentWide), ("augmix", AugMixOnPillow)],
+)  # fmt: skip
+@pytest.mark.parametrize("channels", [3, 1])
+def test_policies_give_torchvisions_pixels_on_pillow_pictures(text: str, torchvisions: type, channels: int) -> None:
+    """Whatever an operation runs on, in every order of operations."""
+    mean = [124, 116, 104][:channels]
+    ours = policy(text, mean)
+    reference = torchvisions(interpolation=InterpolationMode.BILINEAR, fill=mean)
+    changed = 0
+    for seed in range(150):
+        picture = _random(channels, 41, 40, seed=seed)
+        torch.manual_seed(seed)
+        found = ours(picture)
+        torch.manual_seed(seed)
+        expected = pil_to_tensor(reference(to_pil_image(picture)))
+        assert torch.equal(found, expected)
+        changed += not torch.equal(found, picture)
+    assert changed > 100
+
+
+@pytest.mark.parametrize("text", ["randaug-m9-n3", "trivialaugwide"])
 def test_shifts_by_whole_pixels_are_those_of_the_filter(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = policy(text, [9, 8, 7]).policy
-    kind = type(ours).__mro__[2]
+    kind = next(one for one in type(ours).__mro__ if one.__module__.startswith("torchvision"))
     seen: set[tuple[str, object]] = set()
     plain = kind._apply_image_or_video_transform
     for name in ("TranslateX", "TranslateY"):

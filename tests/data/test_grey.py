@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from augmix import AugMixOnPillow
 from in_process import outcome
 from live import enliven
 from photos import class_folders, photos
@@ -62,7 +63,7 @@ POLICIES = {
     "autoaug": v2.AutoAugment(interpolation=InterpolationMode.BILINEAR, fill=[102]),
     "randaug-m9-n2": v2.RandAugment(2, 9, num_magnitude_bins=11, interpolation=InterpolationMode.BILINEAR, fill=[102]),
     "trivialaugwide": v2.TrivialAugmentWide(interpolation=InterpolationMode.BILINEAR, fill=[102]),
-    "augmix": v2.AugMix(3, 3, -1, interpolation=InterpolationMode.BILINEAR, fill=[102]),
+    "augmix": AugMixOnPillow(3, 3, -1, interpolation=InterpolationMode.BILINEAR, fill=[102]),
 }
 
 

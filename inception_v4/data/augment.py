@@ -126,7 +126,7 @@ _POLICY_OPTIONS: dict[str, dict[str, tuple[float, float]]] = {  # name: (least, 
 _WITHOUT_EFFECT = {"randaug": {"inc1"}, "augmix": {"mstd0", "mstd0.0", "b0"}}
 
 
-class Policy:
+class AugmentPolicy:
     """A policy of torchvision's on [C, H, W] uint8; most of its operations run on Pillow pictures."""
 
     def __init__(self, policy: Any) -> None:
@@ -224,7 +224,7 @@ class _AugMix(_OnPillow, v2.AugMix):
         return _as_tensor(super()._apply_image_or_video_transform(image.view(image.shape[-3:]), *how, **named))
 
 
-def policy(text: str, fill: list[int]) -> Policy:
+def policy(text: str, fill: list[int]) -> AugmentPolicy:
     """The policy that `text` names, in timm's and MindCV's spelling; `fill` is the colour of uncovered corners.
 
     `autoaug`; `randaug-mM-nN-pP-mstdS` (magnitude M of 10, default 9; N operations, default 2, each applied with
@@ -242,13 +242,13 @@ def policy(text: str, fill: list[int]) -> Policy:
     options = _policy_options(text, kind, parts)
     shared: dict[str, Any] = {"interpolation": InterpolationMode.BILINEAR, "fill": fill}
     if kind == "autoaug":
-        return Policy(_AutoAugment(**shared))
+        return AugmentPolicy(_AutoAugment(**shared))
     if kind == "trivialaugwide":
-        return Policy(_TrivialAugmentWide(**shared))
+        return AugmentPolicy(_TrivialAugmentWide(**shared))
     if kind == "randaug":
         shared |= {"probability": options.get("p", 1.0), "deviation": options.get("mstd", 0.0)}
-        return Policy(_RandAugment(options.get("n", 2), options.get("m", 9), **shared))
-    return Policy(_AugMix(options.get("m", 3), options.get("w", 3), options.get("d", -1), **shared))
+        return AugmentPolicy(_RandAugment(options.get("n", 2), options.get("m", 9), **shared))
+    return AugmentPolicy(_AugMix(options.get("m", 3), options.get("w", 3), options.get("d", -1), **shared))
 
 
 def _policy_options(text: str, kind: str, parts: list[str]) -> dict[str, Any]:

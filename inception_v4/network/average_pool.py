@@ -32,9 +32,11 @@ def _average(x: Tensor) -> Tensor:
 
 @torch.fx.wrap
 def _average_as_run(x: Tensor) -> Tensor:
-    """What is compiled, exported or traced is torch's operator."""
+    """What is compiled, exported, traced or in torch's own format is torch's operator, bit for bit."""
     as_it_is = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if as_it_is or x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.requires_grad:
+        return _average(x)
+    if not x.is_contiguous(memory_format=torch.channels_last):
         return _average(x)
     average: Tensor = _Average.apply(x)
     return average

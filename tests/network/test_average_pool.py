@@ -65,6 +65,13 @@ def test_other_types_are_torchs(kind: torch.dtype) -> None:
     assert torch.equal(found, gradient(reference, x, direction))
 
 
+def test_in_torchs_own_format_it_is_torchs() -> None:
+    x, direction = maps(2, 8, 5, 5).contiguous(), maps(2, 8, 5, 5).contiguous()
+    found = gradient(AvgPool(), x, direction)
+    assert torch.equal(found, gradient(reference, x, direction))
+    assert not torch.equal(found, gradient(AvgPool(), maps(2, 8, 5, 5), direction)), "the control"
+
+
 def test_what_is_exported_or_traced_is_torchs_operator() -> None:
     x = maps(2, 8, 5, 5).requires_grad_()
     (operator,) = (n for n in torch.export.export(AvgPool(), (x,)).graph.nodes if n.op == "call_function")

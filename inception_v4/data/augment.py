@@ -12,14 +12,23 @@ from contextlib import contextmanager
 from random import Random
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from inception_v4.data.crops import Box, EvalTransform, below, draw_box, draw_sides, pad_crop, resize, with_channels
+from inception_v4.data.crops import (
+    Box,
+    EvalTransform,
+    below,
+    draw_box,
+    draw_sides,
+    from_pillow,
+    pad_crop,
+    resize,
+    to_pillow,
+    with_channels,
+)
 from inception_v4.settings.schema import Augmentation
 
 Transform = Callable[[Tensor], Tensor]
@@ -133,7 +142,7 @@ class AugmentPolicy:
         self.policy = policy
 
     def __call__(self, image: Tensor) -> Tensor:
-        return _as_tensor(self.policy(image))
+        return from_pillow(self.policy(image))
 
 
 class _OnPillow:
@@ -147,7 +156,7 @@ class _OnPillow:
         self, image: Any, transform_id: str, magnitude: float, interpolation: Any, fill: Any
     ) -> Any:
         if transform_id != "Identity":
-            image = _as_tensor(image) if transform_id in _OF_BYTES else _as_picture(image)
+            image = from_pillow(image) if transform_id in _OF_BYTES else to_pillow(image)
         if transform_id == "Solarize":  # A tensor's threshold is rounded to float32: a whole number stays what it is.
             magnitude = math.ceil(255 * magnitude) / 255
         if transform_id.startswith("Translate"):
@@ -157,21 +166,6 @@ class _OnPillow:
 
 
 _OF_BYTES = {"Invert", "Posterize", "Solarize"}
-
-
-def _as_picture(image: Tensor | Image.Image) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    if len(image) == 1:  # Pillow's grey pictures have no third dimension
-        return Image.fromarray(image[0].contiguous().numpy())
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-
-
-def _as_tensor(image: Tensor | Image.Image) -> Tensor:
-    if isinstance(image, Tensor):
-        return image
-    values = torch.from_numpy(np.array(image))
-    return values[None] if values.ndim == 2 else values.permute(2, 0, 1)
 
 
 class _RandAugment(_OnPillow, v2.RandAugment):
@@ -221,7 +215,7 @@ class _AugMix(_OnPillow, v2.AugMix):
     """torchvision's, which mixes tensors [1, C, H, W]."""
 
     def _apply_image_or_video_transform(self, image: Tensor, *how: Any, **named: Any) -> Tensor:
-        return _as_tensor(super()._apply_image_or_video_transform(image.view(image.shape[-3:]), *how, **named))
+        return from_pillow(super()._apply_image_or_video_transform(image.view(image.shape[-3:]), *how, **named))
 
 
 def policy(text: str, fill: list[int]) -> AugmentPolicy:

@@ -69,8 +69,24 @@ def with_channels(image: Tensor, count: int) -> Tensor:
     check_channels(count)
     if count == 3:
         return image.expand(3, -1, -1)
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    return torch.from_numpy(np.array(picture.convert("L")))[None]
+    return from_pillow(to_pillow(image).convert("L"))
+
+
+def to_pillow(image: Tensor | Image.Image) -> Image.Image:
+    """[1 or 3, H, W] uint8 as Pillow's."""
+    if isinstance(image, Image.Image):
+        return image
+    if len(image) == 1:  # Pillow's grey pictures have no third dimension
+        return Image.fromarray(image[0].contiguous().numpy())
+    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+
+
+def from_pillow(image: Tensor | Image.Image) -> Tensor:
+    """A picture of Pillow's as [1 or 3, H, W] uint8; the values of a pixel are together in memory."""
+    if isinstance(image, Tensor):
+        return image
+    values = torch.from_numpy(np.array(image))
+    return values[None] if values.ndim == 2 else values.permute(2, 0, 1)
 
 
 def resize(image: Tensor, size: list[int], how: Augmentation | Preprocessing) -> Tensor:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from inception_v4.data.crops import to_pillow
 from inception_v4.data.pictures import ChooseBox, Decoding, decode_box, read_picture
 
 
@@ -75,8 +75,7 @@ class Source(ABC):
         if (own := self.own_content(index)) is not None:
             return own
         file = io.BytesIO()
-        pixels = self.load(index, exif_rotation=False).permute(1, 2, 0)
-        Image.fromarray(np.ascontiguousarray(pixels.numpy())).save(file, "PNG")
+        to_pillow(self.load(index, exif_rotation=False)).save(file, "PNG")
         return file.getvalue()
 
     def bytes_of(self, index: int) -> int:

@@ -13,6 +13,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inception_v4.network.as_run import runs_in_channels_last
+
 
 class AvgPool(nn.AvgPool2d):
     """[B, C, H, W] to the same shape; padding does not count, as in TensorFlow."""
@@ -33,10 +35,7 @@ def _average(x: Tensor) -> Tensor:
 @torch.fx.wrap
 def _average_as_run(x: Tensor) -> Tensor:
     """What is compiled, exported, traced or in torch's own format is torch's operator, bit for bit."""
-    as_it_is = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if as_it_is or x.device.type != "cpu" or x.dtype != torch.bfloat16 or not x.requires_grad:
-        return _average(x)
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    if not runs_in_channels_last(x) or x.dtype != torch.bfloat16 or not x.requires_grad:
         return _average(x)
     average: Tensor = _Average.apply(x)
     return average

@@ -13,6 +13,8 @@ import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inception_v4.network.as_run import runs_in_channels_last
+
 LARGEST_MAP = {torch.bfloat16: 8, torch.float32: 5}
 """Side of the largest map for which products were measured to be faster, by type (docs/performance.md). Networks in
 float64 are for comparisons: they stay bit for bit what convolutions give."""
@@ -41,11 +43,11 @@ def _convolve(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
 
 
 def _suits(x: Tensor, weight: Tensor) -> bool:
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not runs_in_channels_last(x):
         return False
     if x.dtype != weight.dtype and not torch.is_autocast_enabled("cpu"):
         return False
-    if max(x.shape[2:]) > LARGEST_MAP.get(x.dtype, 0) or not x.is_contiguous(memory_format=torch.channels_last):
+    if max(x.shape[2:]) > LARGEST_MAP.get(x.dtype, 0):
         return False
     # A map of one place has both formats, but the weights show which one the network was given: in torch's own it is to
     # compute what torch's convolution does, bit for bit.

@@ -72,7 +72,7 @@ def test_in_torchs_own_format_it_is_torchs() -> None:
     assert not torch.equal(found, gradient(AvgPool(), maps(2, 8, 5, 5), direction)), "the control"
 
 
-def test_what_is_exported_or_traced_is_torchs_operator() -> None:
+def test_what_is_exported_is_torchs_operator_and_what_fx_traces_runs_as_it_did() -> None:
     x = maps(2, 8, 5, 5).requires_grad_()
     (operator,) = (n for n in torch.export.export(AvgPool(), (x,)).graph.nodes if n.op == "call_function")
     assert operator.target is torch.ops.aten.avg_pool2d.default

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _MODES = {"bicubic": "bicubic", "bilinear": "bilinear", "nearest": "nearest-exact"}
 """torch's words for filters; of the nearest ones that which takes Pillow's pixel."""
 _ATTEMPTS = 10  # timm's and torchvision's
+_LONGEST = 100
+"""Times its width that a picture is resized as a whole: 35 MB at 299 px."""
 
 
 def draw_box(rng: Random, height: int, width: int, how: Augmentation) -> Box:
@@ -110,6 +112,19 @@ def resize(image: Tensor, size: list[int], how: Augmentation | Preprocessing) ->
     return (resized if bytewise else resized.round_().to(torch.uint8))[0]
 
 
+def middle_of_strip(image: Tensor) -> Tensor:
+    """Of a strip [C, H, W] longer than 100 times its width the middle of that length; other pictures as they are.
+
+    A file of some hundred bytes may hold a strip that, resized by its shorter side, would fill the memory.
+    """
+    height, width = image.shape[-2:]
+    most = _LONGEST * min(height, width)
+    if max(height, width) <= most:
+        return image
+    h, w = min(height, most), min(width, most)
+    return Box((height - h) // 2, (width - w) // 2, h, w).cut(image)
+
+
 def _sides(sides: torch.Size, shorter: int) -> tuple[int, int]:
     """Height and width of the same shape whose shorter one is given."""
     height, width = sides
@@ -140,7 +155,7 @@ class EvalTransform:
     def __call__(self, image: Tensor) -> Tensor:
         how = self.preprocessing
         size = how.image_size
-        image = with_channels(image, len(how.mean))
+        image = middle_of_strip(with_channels(image, len(how.mean)))
         image = resize(image, [math.floor(size / how.crop_pct)], how)
         over = image.shape[-2] - size, image.shape[-1] - size
         # MindSpore rounds the offset down, torchvision half to even.

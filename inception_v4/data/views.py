@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inception_v4.data.crops import EvalTransform, check_channels, resize, with_channels
+from inception_v4.data.crops import EvalTransform, check_channels, middle_of_strip, resize, with_channels
 from inception_v4.data.jpeg import Box
 from inception_v4.preprocessing import Preprocessing
 
@@ -116,7 +116,7 @@ class CropsTransform:
 
     def __call__(self, image: Tensor) -> Tensor:
         how = self.preprocessing
-        image, side = with_channels(image, len(how.mean)), how.image_size
+        image, side = middle_of_strip(with_channels(image, len(how.mean))), how.image_size
         height, width = image.shape[-2:]
         views = []
         for size, crops in groupby(crop_boxes(self.crops, height, width, side), key=lambda crop: crop[:2]):

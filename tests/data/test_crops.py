@@ -11,7 +11,8 @@ from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
-from inception_v4.data.crops import _MODES, EvalTransform, below, draw_box, resize
+from inception_v4.data.crops import _MODES, EvalTransform, below, draw_box, middle_of_strip, resize
+from inception_v4.data.views import CropsTransform
 from inception_v4.preprocessing import Preprocessing
 from inception_v4.settings.schema import Augmentation
 
@@ -114,3 +115,19 @@ def test_the_centre_is_where_torchvision_and_mindspore_have_it(antialias: bool, 
     if antialias:
         assert torch.equal(found, functional.center_crop(picture, [75, 75]))
     assert torch.equal(found, picture[:, offset : offset + 75, offset : offset + 75])
+
+
+def test_a_strip_is_cut_to_its_middle_and_other_pictures_stay_as_they_are() -> None:
+    columns = torch.arange(1000, dtype=torch.float32).div(4).to(torch.uint8).expand(3, 2, -1)
+    middle = middle_of_strip(columns)
+    assert torch.equal(middle, columns[..., 400:600]) and torch.equal(middle_of_strip(columns.mT), middle.mT)
+    assert middle_of_strip(columns[..., :200]).shape == (3, 2, 200)
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_a_thin_picture_takes_no_memory(shape: tuple[int, int]) -> None:
+    """Resized as a whole by its shorter side it would have 21 GB."""
+    image = torch.zeros(3, *shape, dtype=torch.uint8)
+    how = Preprocessing(image_size=299)
+    assert EvalTransform(how)(image).shape == (3, 299, 299)
+    assert CropsTransform(how, 12)(image).shape == (6, 3, 299, 299)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import tempfile
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli.options import CONTEXT, is_loopback, runtime_option
+from inception_v4.cli.listening import listen, serve_until_stopped
+from inception_v4.cli.options import CONTEXT, is_loopback, map_runtime_option
 from inception_v4.console import say
 from inception_v4.pages.extras import optional
 
@@ -25,7 +26,7 @@ from inception_v4.pages.extras import optional
 @click.option("--max-bytes", default=32 << 20, show_default=True, type=click.IntRange(1), help="Of an upload.")
 @click.option("--max-pixels", default=50_000_000, show_default=True, type=click.IntRange(1), help="Of a picture: "
               "larger JPEG are decoded smaller, others are refused.")  # fmt: skip
-@runtime_option
+@map_runtime_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")
 def command(weights: str, **options: Any) -> None:
     """Try the network in a browser: drop or photograph a picture, see its classes and where they were seen.
@@ -47,19 +48,18 @@ def command(weights: str, **options: Any) -> None:
         os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
         for package in ("gradio", "uvicorn"):
             optional(package, "demo")
+        bound, address = listen(options["host"], options["port"])
         given = {name: options[name] for name in ("runtime", "device")}
         predictor = Predictor(weights, cache=False, **given)  # in PyTorch, which has feature maps
         for message in predictor.messages:
             say(message)
         if not is_loopback(options["host"]):
             say(f"{options['host']} can be reached by others: everybody there may use this page")
-        _serve(predictor, folder, weights, options)
+        _serve(predictor, folder, weights, options, bound, address)
 
 
-def _serve(predictor: Any, folder: Path, weights: str, options: dict[str, Any]) -> None:
+def _serve(predictor: Any, folder: Path, weights: str, options: dict[str, Any], bound: socket, address: str) -> None:
     """Until a signal comes."""
-    import uvicorn
-
     from inception_v4.pages.demo import DemoLimits, create_demo
     from inception_v4.pages.examples import write_examples
 
@@ -68,10 +68,5 @@ def _serve(predictor: Any, folder: Path, weights: str, options: dict[str, Any]) 
         predictor, folder, title=f"Inception-v4: {Path(weights).name}", examples=pictures,
         limits=DemoLimits(options["max_bytes"], options["max_pixels"]),
     )  # fmt: skip
-    say(f"{weights} on {predictor.engine}: open http://{options['host']}:{options['port']} in a browser")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn raises it again when all has ended
-    uvicorn.run(
-        app, host=options["host"], port=options["port"], http="h11", log_level="warning", access_log=False,
-        server_header=False, timeout_graceful_shutdown=2, limit_concurrency=256,
-    )  # fmt: skip
+    say(f"{weights} on {predictor.engine}: open {address} in a browser")
+    serve_until_stopped(app, bound, log_level="warning", timeout_graceful_shutdown=2, limit_concurrency=256)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from inception_v4.accelerator import prepare_environment
-from inception_v4.cli.options import CONTEXT, image_size_option, runtime_option
+from inception_v4.cli.options import CONTEXT, image_size_option, map_runtime_option
 from inception_v4.console import say, track
 
 
@@ -23,7 +23,7 @@ from inception_v4.console import say, track
               "occlusion alone for an exported file.")  # fmt: skip
 @click.option("-o", "--output-dir", default="explained", show_default=True, type=click.Path(file_okay=False),
               metavar="FOLDER", help="Where the PNG files go.")  # fmt: skip
-@runtime_option
+@map_runtime_option
 @image_size_option
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, npu, mps or xpu.")
 def command(pictures: Sequence[str], class_name: str | None, **options: Any) -> int:

@@ -22,12 +22,18 @@ config_option = click.option(
 )
 dry_run_option = click.option("--dry-run", is_flag=True, help="Print the resolved settings and stop.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+_RUNTIME: dict[str, Any] = {
+    "default": "auto", "show_default": True, "type": click.Choice(["auto", "torch", "openvino", "onnx", "pt2"])
+}  # fmt: skip
 runtime_option = click.option(
     "--runtime",
-    default="auto",
-    show_default=True,
-    type=click.Choice(["auto", "torch", "openvino", "onnx", "pt2"]),
+    **_RUNTIME,
     help="What runs the file; auto: an exported one by its suffix, weights in the fastest that is installed.",
+)
+map_runtime_option = click.option(
+    "--runtime",
+    **_RUNTIME,
+    help="What runs an exported file; auto: by its suffix. Weights run in PyTorch, which has the feature maps.",
 )
 image_size_option = click.option(
     "--image-size", type=click.IntRange(SMALLEST), metavar="PX", help="Side of the input; default: the weights'."

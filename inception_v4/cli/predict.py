@@ -46,7 +46,7 @@ from inception_v4.inference.engine_cache import read_ahead
               help="Precision; auto: bf16 where the device is faster with it.")  # fmt: skip
 @click.option("--on-corrupt", default="report", show_default=True, type=click.Choice(["report", "skip", "error"]),
               help="Unreadable pictures: a row with the error, and exit code 1 at the end; left out; or stop at the "
-              "first. A single one is always an error.")  # fmt: skip
+              "first. The report of a single picture is an error line alone.")  # fmt: skip
 @click.option("--exif-rotation/--no-exif-rotation", default=None, help="Turn pictures as their EXIF says; default: the "
               "weights'.")  # fmt: skip
 @click.option("--max-pixels", type=click.IntRange(1), help="Most pixels of a picture: larger JPEG are decoded smaller, "
@@ -77,7 +77,9 @@ def command(pictures: Sequence[str], **options: Any) -> int:
 
     names = pictures_in(pictures, sys.stdin.buffer)
     predictor.expect(len(names))
-    say(f"{len(names)} picture{'s' * (len(names) > 1)}, {predictor.preprocessing.image_size} px, {predictor.engine}")
+    mean = f", mean of {', '.join(predictor.sources)}" if len(predictor.sources) > 1 else ""
+    many = "s" * (len(names) > 1)
+    say(f"{len(names)} picture{many}, {predictor.preprocessing.image_size} px, {predictor.engine}{mean}")
     return _write(predictor, names, "".join(chosen), options)
 
 
@@ -114,7 +116,8 @@ def _write(predictor: Any, names: list[str], form: str, options: dict[str, Any])
     if len(names) == 1 and on_corrupt == "report":
         on_corrupt = "error"
     # A progress bar takes over `sys.stdout`: rows go to the one that was there before it.
-    out, seen, (top_k, threshold) = sys.stdout, sys.stdout.isatty(), _shown(predictor, options)
+    out, seen = sys.stdout, sys.stdout.isatty()
+    top_k, threshold = predictor.usual(options["top_k"], options["threshold"])
     if isinstance(out, io.TextIOWrapper):
         out.reconfigure(errors="surrogateescape")  # a file's name is written as it is, in whatever encoding
     results = predictor.stream(
@@ -133,16 +136,6 @@ def _write(predictor: Any, names: list[str], form: str, options: dict[str, Any])
         return 0
     say(f"{unread} of {len(names)} pictures could not be read")
     return 1
-
-
-def _shown(predictor: Any, options: dict[str, Any]) -> tuple[int, float]:
-    """The most classes of a picture that are shown, and their least probability."""
-    from inception_v4.inference.several_classes import THRESHOLD
-
-    top_k, threshold = options["top_k"], options["threshold"]
-    if threshold is None:
-        threshold = THRESHOLD if predictor.info.multi_label and top_k is None else 0.0
-    return top_k or (len(predictor.class_names) if threshold else 5), threshold
 
 
 def _newest_run() -> str:

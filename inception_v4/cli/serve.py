@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import click
 
 from inception_v4.accelerator import prepare_environment
+from inception_v4.cli.listening import listen, serve_until_stopped
 from inception_v4.cli.options import CONTEXT, cache_option, is_loopback, runtime_option
 from inception_v4.console import say
 from inception_v4.pages.extras import optional
 
+_CONNECTIONS = 64
+"""At least so many may be open at once, idle ones included."""
 TOKEN = "INCEPTION_V4_TOKEN"
 """The environment's variable. A flag would be seen by everybody in the list of processes."""
 
@@ -52,8 +54,7 @@ def command(weights: str, **options: Any) -> None:
     for package in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
         optional(package, "serve")
     token = _token(options["token_file"])
-    import uvicorn
-
+    bound, address = listen(options["host"], options["port"])
     from inception_v4.inference.engines import WORTH_EXPORTING
     from inception_v4.inference.predict import Predictor
     from inception_v4.pages.service import Limits, create_service
@@ -69,15 +70,12 @@ def command(weights: str, **options: Any) -> None:
         say(message)
     if not token and not is_loopback(options["host"]):
         say(f"{options['host']} can be reached by others and no token is asked for: give --token-file")
-    say(f"{weights} on {predictor.engine}: POST http://{options['host']}:{options['port']}/predict")
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)  # uvicorn raises it again when all has been answered
+    say(f"{weights} on {predictor.engine}: POST {address}/predict")
     # What is wrong with a request is said to who sent it; a line for each would let anybody fill a log.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
-    uvicorn.run(
-        create_service(predictor, limits, token), host=options["host"], port=options["port"], http="h11",
-        log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=30,
-        limit_concurrency=4 * limits.queue, timeout_keep_alive=15,
+    serve_until_stopped(
+        create_service(predictor, limits, token), bound, log_level="error", timeout_graceful_shutdown=30,
+        limit_concurrency=max(_CONNECTIONS, 4 * limits.queue), timeout_keep_alive=15,
     )  # fmt: skip
 
 

@@ -128,9 +128,9 @@ def _in_8_bits(config: Config, asked: dict[str, Any]) -> tuple[Config, tuple[str
     how = asked | {"image_size": config.augmentation.given_preprocessing().get("image_size")}
     others = tuple(eight_bit_source(other, how) for other in asked["others"])
     source = "pretrained" if config.network.pretrained else config.network.ckpt_path
-    if source is None or not asked["int8"]:
+    if source is None or (form := eight_bit_source(source, how)) == source:
         return config, others
-    network = {"ckpt_path": eight_bit_source(source, how), "pretrained": False}
+    network = {"ckpt_path": form, "pretrained": False}
     return config.model_copy(update={"network": config.network.model_copy(update=network)}), others
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ from inception_v4.data.suffixes import HEIF_REMEDY, is_heif, remedy
 from inception_v4.preprocessing import MAX_PIXELS
 
 _JPEG = b"\xff\xd8\xff"
+_LIMIT = Lock()
 _SKIP = "or leave such pictures out with --on-corrupt skip"
 
 ChooseBox = Callable[[int, int], Box]
@@ -53,7 +55,11 @@ ChooseBox = Callable[[int, int], Box]
 
 
 class CorruptImage(ValueError):
-    """A picture that cannot be decoded; the message names it."""
+    """A picture that cannot be decoded; the message names it, and what to do. `fault` is the message without that."""
+
+    def __init__(self, fault: str, remedy: str = "") -> None:
+        super().__init__(f"{fault}: {remedy}" if remedy else fault)
+        self.fault = fault
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def decode_picture(data: bytes, name: str, how: Decoding = USUAL) -> Tensor:
         return _decode_with_pillow(data, how)
     except Exception as error:
         # Pillow's plugins raise whatever they trip over on damaged data (OSError, ValueError, struct.error, ...).
-        raise CorruptImage(f"cannot decode {name} ({_reason(data, error)}): {_remedy(data, name, error)}") from error
+        raise CorruptImage(f"cannot decode {name} ({_reason(data, error)})", _remedy(data, name, error)) from error
 
 
 class _TooLarge(ValueError):
@@ -161,7 +167,7 @@ def _remedy(data: bytes, name: str, error: Exception) -> str:
 def _decode_with_pillow(data: bytes, how: Decoding) -> Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Remarks on metadata, transparency and size do not concern the pixels.
-        with _opened(data) as image:
+        with opened(data) as image:
             _keep_within(image, data, how.max_pixels)
             image.load()
             # Only now: a PNG may have its EXIF after its pixels, and a TIFF has been turned by then.
@@ -178,17 +184,19 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes) -> Iterator[Image.Image]:
+    """The picture in `data` as Pillow opens it, of whatever size: its pixels are not decoded yet."""
     if is_heif(data):
         import pillow_heif
 
         pillow_heif.register_heif_opener()
     # Pillow's own limit is one for the whole process, and lower than ours.
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        image = Image.open(io.BytesIO(data))
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    with _LIMIT:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
     with image:
         yield image
 

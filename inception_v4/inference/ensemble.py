@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -47,10 +47,40 @@ class Ready(NamedTuple):
     crop_pct_is_idle: bool = False
 
 
+@dataclass(frozen=True)
+class FurtherNetwork:
+    """A further network of an ensemble.
+
+    Attributes:
+        opener: what has opened it.
+        columns: where its outputs have the classes of the first network; None: in the same places.
+    """
+
+    opener: Opener
+    network: OpenNetwork
+    columns: list[int] | None
+
+    @property
+    def opened(self) -> OpenNetwork:
+        """With its outputs in the order of the first network's classes."""
+        if self.columns is None:
+            return self.network
+        return replace(self.network, model=_reordered(self.network.model, self.columns))
+
+    def for_many(self, pictures: int) -> FurtherNetwork:
+        """In what is fastest for so many pictures."""
+        return replace(self, network=self.opener.for_many(self.network, pictures))
+
+
+def engines_of(networks: Sequence[OpenNetwork]) -> str:
+    """What runs them, each kind once, for people."""
+    return " and ".join(dict.fromkeys(network.engine for network in networks))
+
+
 def open_others(
     sources: Sequence[str], given: dict[str, Any], *, beside: OpenNetwork, wanted: Wanted, world: World | None = None
-) -> list[OpenNetwork]:
-    """The other networks of an ensemble, with their outputs in the order of the first one's classes.
+) -> list[FurtherNetwork]:
+    """The other networks of an ensemble.
 
     Args:
         sources: as `open_network` takes them.
@@ -71,7 +101,8 @@ def open_others(
                 f"{source} runs on {accelerator.device} and the first network of the ensemble on "
                 f"{beside.accelerator.device}: give --device cpu, or files of one kind"
             )
-        network = Opener(source, accelerator, replace(wanted, runtime=chosen), world=world or World()).open()
+        opener = Opener(source, accelerator, replace(wanted, runtime=chosen), world=world or World())
+        network = opener.open()
         if network.info.in_channels != beside.info.in_channels:
             raise ValueError(
                 f"{source} takes {network.info.in_channels} channels and the first network of the ensemble "
@@ -83,9 +114,7 @@ def open_others(
                 "give weights of one kind"
             )
         _check_alike(source, network.info.preprocessing.replace(**given), beside.info.preprocessing.replace(**given))
-        if columns := _columns(source, network.info, beside.info):
-            network.model = _reordered(network.model, columns)
-        others.append(network)
+        others.append(FurtherNetwork(opener, network, _columns(source, network.info, beside.info)))
     return others
 
 
@@ -103,23 +132,33 @@ def ready(
     preprocessings = [network.info.preprocessing.replace(**given) for network in networks]
     for network, own in zip(networks, preprocessings, strict=True):
         check_size(own.image_size, network.info.stem)
-    how, (precision, *_) = preprocessings[0], [network.precision(amp) for network in networks]
+    how, precisions = preprocessings[0], [network.precision(amp) for network in networks]
     prepared = [network.prepare(own) for network, own in zip(networks, preprocessings, strict=True)]
     if len(networks) == len(views) == 1:
-        return Ready(networks[0].model, prepared[0], precision, batch_size, how)
-    models = [_prepared(network.model, prepare) for network, prepare in zip(networks, prepared, strict=True)]
+        return Ready(networks[0].model, prepared[0], precisions[0], batch_size, how)
+    models = [
+        _prepared(network.model, prepare, precision)
+        for network, prepare, precision in zip(networks, prepared, precisions, strict=True)
+    ]
     multi_label = networks[0].info.multi_label
     model = _mean(models, mirrored=views.mirrored, batch_size=batch_size, multi_label=multi_label)
     pictures, idle = max(1, batch_size // len(views)), views.crops > 1 and given.get("crop_pct") is not None
-    return Ready(model, _as_they_are, precision, pictures, how, len(networks), idle)
+    # The networks may run in different engines, so that each has a precision of its own.
+    return Ready(model, _as_they_are, Precision(networks[0].accelerator), pictures, how, len(networks), idle)
 
 
 def _as_they_are(images: Tensor) -> Tensor:
     return images
 
 
-def _prepared(model: Callable[[Tensor], Tensor], prepare: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    return lambda images: model(prepare(images))
+def _prepared(
+    model: Callable[[Tensor], Tensor], prepare: Callable[[Tensor], Tensor], precision: Precision
+) -> Callable[[Tensor], Tensor]:
+    def run(images: Tensor) -> Tensor:
+        with precision.autocast():
+            return model(prepare(images))
+
+    return run
 
 
 def _mean(

@@ -149,7 +149,10 @@ def runtime_for(source: str, runtime: str | None = None, *, cache: bool = True) 
     if runtime in fitting:
         return str(runtime)
     if runtime in RUNS_WEIGHTS and not cache:
-        raise ExportedFileError(f"--runtime {runtime} runs weights from the cache: leave out --no-cache")
+        raise ExportedFileError(
+            f"--runtime {runtime} runs weights from the cache, which is not used here: leave out --runtime, and "
+            "--no-cache where it was given"
+        )
     raise ExportedFileError(f"--runtime {runtime} does not read {source}: use --runtime {' or '.join(fitting)}")
 
 

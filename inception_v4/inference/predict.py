@@ -18,9 +18,10 @@ from inception_v4.data.views import ONE, Views, eval_transform
 from inception_v4.data.workers import worker_count
 from inception_v4.distributed import World
 from inception_v4.inference.engines import Opener, Wanted, precision_for
-from inception_v4.inference.ensemble import open_others, ready
+from inception_v4.inference.ensemble import engines_of, open_others, ready
 from inception_v4.inference.factory import create_model
 from inception_v4.inference.network import AUTO, OpenNetwork, accelerator_for, runtime_for
+from inception_v4.inference.several_classes import THRESHOLD
 from inception_v4.weights.class_names import class_names_of, describe_class
 from inception_v4.weights.record import probabilities_of
 from inception_v4.weights.source import PRETRAINED
@@ -81,7 +82,7 @@ class Predictor:
         cache: whether weights may be exported into the user's cache; without they run in PyTorch.
 
     Attributes:
-        engine: what runs it, for people.
+        sources: as they were given.
         decoding: whether EXIF's rotation is applied (default: what the weights say), and the limit of pixels.
         model: what `network_input` makes to logits [B, K].
         engine: what runs it, for people.
@@ -99,7 +100,7 @@ class Predictor:
         views: Views = ONE,
         cache: bool = True,
     ) -> None:
-        first, *others = [source] if isinstance(source, str) else source
+        first, *others = self.sources = [source] if isinstance(source, str) else list(source)
         chosen = runtime_for(first, runtime, cache=cache)
         accelerator = accelerator_for(chosen, device)
         self._amp, self._reason = precision_for(first, chosen, accelerator, amp)
@@ -108,7 +109,7 @@ class Predictor:
         network = self._opener.open()
         self._given, self._views, self._asked = {"image_size": image_size}, views, batch_size
         self._others = open_others(others, self._given, beside=network, wanted=replace(wanted, runtime=runtime))
-        self.messages = [line for each in (network, *self._others) for line in each.messages]
+        self.messages = [*network.messages, *(line for member in self._others for line in member.network.messages)]
         self.info = network.info
         self.class_names = class_names_of(network.info) or tuple(str(i) for i in range(network.info.num_classes))
         self._use(network)
@@ -120,11 +121,14 @@ class Predictor:
 
         The weights are exported for it once, which takes some seconds, and kept in the user's cache folder.
         """
-        self._use(self._opener.for_many(self._network, pictures * len(self._views)))
+        expected = pictures * len(self._views)
+        self._others = [member.for_many(expected) for member in self._others]
+        self._use(self._opener.for_many(self._network, expected))
 
     def _use(self, network: OpenNetwork) -> None:
-        it = ready([network, *self._others], self._given, self._views, amp=self._amp, batch_size=self._asked)
-        engine = " and ".join(dict.fromkeys(each.engine for each in (network, *self._others)))
+        networks = [network, *(member.opened for member in self._others)]
+        it = ready(networks, self._given, self._views, amp=self._amp, batch_size=self._asked)
+        engine = engines_of(networks)
         self._network, self.engine = network, f"{engine} ({self._reason})" if self._reason else engine
         self._precision, self.model, self._prepare = it.precision, it.model, it.prepare
         self.batch_size, self.preprocessing = it.pictures, it.preprocessing
@@ -140,7 +144,7 @@ class Predictor:
         results = []
         for start in range(0, len(pictures), self.batch_size):
             chunk = pictures[start : start + self.batch_size]
-            for picture, ranked in zip(chunk, self._ranked(self.probabilities(chunk), top_k, threshold), strict=True):
+            for picture, ranked in zip(chunk, self.ranked(self.probabilities(chunk), top_k, threshold), strict=True):
                 results.append(Prediction("" if isinstance(picture, Tensor) else os.fspath(picture), *ranked))
         return results
 
@@ -179,7 +183,7 @@ class Predictor:
             if batch.skipped and on_corrupt == "error":
                 raise CorruptImage(batch.skipped[0])
             errors, read = iter(batch.skipped), set(batch.indices.tolist())
-            ranked = self._ranked(self._outputs(batch.images), top_k, threshold) if read else iter(())
+            ranked = self.ranked(self._outputs(batch.images), top_k, threshold) if read else iter(())
             for position in range(number * size, min(number * size + size, len(names))):
                 if position in read:
                     yield Prediction(names[position], *next(ranked))
@@ -209,7 +213,13 @@ class Predictor:
             logits = self.model(images)
         return probabilities_of(logits.float(), multi_label=self.info.multi_label).cpu()
 
-    def _ranked(
+    def usual(self, top_k: int | None, threshold: float | None) -> tuple[int, float]:
+        """The most classes of a picture that are shown, and their least probability; None is what is usual."""
+        if threshold is None:
+            threshold = THRESHOLD if self.info.multi_label and top_k is None else 0.0
+        return top_k or (len(self.class_names) if threshold else 5), threshold
+
+    def ranked(
         self, probabilities: Tensor, top_k: int, threshold: float
     ) -> Iterator[tuple[tuple[str, ...], tuple[float, ...]]]:
         """Names and probabilities of each picture's first classes."""

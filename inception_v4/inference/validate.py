@@ -24,7 +24,7 @@ from inception_v4.distributed import World, session
 from inception_v4.files import sha256_of
 from inception_v4.inference.data_record import validation_data
 from inception_v4.inference.engines import Opener, Wanted, precision_for
-from inception_v4.inference.ensemble import Ready, open_others, ready
+from inception_v4.inference.ensemble import Ready, engines_of, open_others, ready
 from inception_v4.inference.evaluate import Evaluation, evaluate
 from inception_v4.inference.network import AUTO, OpenNetwork, accelerator_for, runtime_for
 from inception_v4.inference.results import PLAIN, ResultOptions
@@ -67,19 +67,20 @@ def validate(
         network = opener.open()
         check_per_channel(network.info.preprocessing.replace(**given), network.info)
         labelled = labelled_pictures(config, source, network.info, world)
-        network = opener.for_many(network, len(labelled.pictures) * len(views))
         more = open_others(others, given, beside=network, wanted=replace(wanted, runtime=runtime or AUTO), world=world)
+        expected = len(labelled.pictures) * len(views)
+        networks = [opener.for_many(network, expected), *(member.for_many(expected).opened for member in more)]
         batch_size = config.data.val_batch_size or config.data.batch_size
-        it = ready([network, *more], given, views, amp=wanted.amp, batch_size=batch_size)
+        it = ready(networks, given, views, amp=wanted.amp, batch_size=batch_size)
         options.check_classes(labelled.names, multi_label=network.info.multi_label)
         loader = EvalLoader(
             labelled.pictures, it.preprocessing, batch_size=it.pictures, workers=config.data.workers, world=world,
             on_corrupt=config.data.on_corrupt, pin_memory=accelerator.pin_memory, views=views,
         )  # fmt: skip
         if world.is_main:
-            _introduce([network, *more], it, labelled, str(views), processes=world.size)
+            _introduce(networks, it, labelled, str(views), processes=world.size)
         started = time.perf_counter()
-        result = evaluate_ready(it, loader, world, labelled.pictures.labels if options.data_classes_only else None)
+        result = evaluate_ready(it, loader, world, labelled.numbers if options.data_classes_only else None)
         seconds = time.perf_counter() - started
         if world.is_main:
             _warn_and_write(result, labelled, options, source=None if others else source)
@@ -93,7 +94,7 @@ def validate(
 
 
 def evaluate_ready(it: Ready, loader: EvalLoader, world: World, labels: Sequence[int] | None = None) -> Evaluation:
-    """Figures of `it`, which may answer with the classes among `labels` alone where these are given."""
+    """Figures of `it`, which may answer with the classes `labels` alone where these are given."""
     return evaluate(
         it.model if labels is None else only_classes(it.model, labels),
         track(loader, "validating", len(loader)) if world.is_main else loader,
@@ -125,7 +126,7 @@ def _introduce(networks: Sequence[OpenNetwork], it: Ready, labelled: Labelled, v
     if it.crop_pct_is_idle:
         say("crop_pct has no effect: the papers' crops have sizes of their own (docs/evaluation.md)")
     several = f", mean of {it.networks} networks" if it.networks > 1 else ""
-    engine = f"{networks[0].engine} x {processes}"
+    engine = f"{engines_of(networks)} x {processes}"
     say(f"{labelled.title}, {it.preprocessing.image_size} px{views}{several}, {engine}")
 
 
@@ -157,6 +158,7 @@ class Labelled(NamedTuple):
     Attributes:
         names: of the network's classes, where they are known.
         found: names of the data's classes.
+        numbers: the network's numbers of the data's classes.
         title: how many pictures, and where from, for people.
         remarks: lines for people.
     """
@@ -164,6 +166,7 @@ class Labelled(NamedTuple):
     pictures: Source
     names: tuple[str, ...] | None
     found: tuple[str, ...]
+    numbers: tuple[int, ...]
     title: str
     remarks: list[str]
 
@@ -179,7 +182,11 @@ def labelled_pictures(config: Config, source: str, info: WeightsInfo, world: Wor
     if info.multi_label and pictures.label_sets is None:
         pictures.label_sets = [(label,) for label in pictures.labels]
     remarks = [*pictures.remarks, *remarks, *numbering(found, names, data, config.data)]
-    return Labelled(pictures, names, found, f"{len(pictures)} pictures{where(data, config.data)}", remarks)
+    numbers: Sequence[int] = pictures.labels
+    if data.val_samples is not None:  # which may be of some classes only
+        numbers = pictures.numbers if isinstance(pictures, Relabelled) else range(len(found))
+    own = tuple(sorted({number for number in numbers if number < info.num_classes}))
+    return Labelled(pictures, names, found, own, f"{len(pictures)} pictures{where(data, config.data)}", remarks)
 
 
 def asked_precision(training: Training) -> str:
@@ -200,7 +207,7 @@ class Relabelled(Source):
     """The pictures of `source` with its class k renumbered as `numbers[k]`."""
 
     def __init__(self, source: Source, numbers: Sequence[int], class_names: tuple[str, ...]) -> None:
-        self.class_names = class_names
+        self.class_names, self.numbers = class_names, numbers
         self.labels = [numbers[label] for label in source.labels]
         self.label_sets = source.label_sets and [tuple(numbers[k] for k in several) for several in source.label_sets]
         self.remarks = source.remarks

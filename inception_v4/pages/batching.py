@@ -16,6 +16,10 @@ class QueueFull(RuntimeError):
     """More pictures wait than may; to be asked again later."""
 
 
+class NetworkFailed(RuntimeError):
+    """What the network said of a batch, in place of its answers."""
+
+
 class _Waiting(NamedTuple):
     crop: Tensor
     answer: asyncio.Future[Tensor]
@@ -104,14 +108,14 @@ class Batcher:
         batch = [one for one in batch if not one.answer.cancelled()]  # their clients have gone
         if not batch:
             return
-        self._observe(len(batch))
-        crops = torch.stack([one.crop for one in batch])
         try:
+            self._observe(len(batch))
+            crops = torch.stack([one.crop for one in batch])
             found = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, crops)
         except Exception as error:  # whatever the runtime raises: the requests of this batch fail, the service goes on
             for one in batch:
                 if not one.answer.done():
-                    one.answer.set_exception(RuntimeError(f"the network failed: {error}"))
+                    one.answer.set_exception(NetworkFailed(f"the network failed: {error}"))
             return
         for one, output in zip(batch, found, strict=True):
             if not one.answer.done():

@@ -88,10 +88,13 @@ class Gate:
     async def _join(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A picture is to be named. gradio would read whatever path of this machine is given as an upload's."""
         body = b""
-        async for part in Request(scope, receive).stream():
-            body += part
-            if len(body) > _OVERHEAD:
-                return await self._too_large(scope, receive, send)
+        try:
+            async for part in Request(scope, receive).stream():
+                body += part
+                if len(body) > _OVERHEAD:
+                    return await self._too_large(scope, receive, send)
+        except ClientDisconnect:
+            return None  # the visitor has gone
         try:
             paths = list(_paths(json.loads(body)))
         except (ValueError, RecursionError):

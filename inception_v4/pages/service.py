@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteError
+from starlette.requests import ClientDisconnect
 from torch import Tensor
 
 from inception_v4 import __version__
 from inception_v4.data.pictures import CorruptImage, decode_picture
+from inception_v4.files import sha256_of
 from inception_v4.inference.predict import Prediction, Predictor, UnreadPicture
-from inception_v4.pages.batching import Batcher, QueueFull
+from inception_v4.pages.batching import Batcher, NetworkFailed, QueueFull
+from inception_v4.weights.source import local_weights, locate
 
+_log = logging.getLogger(__name__)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
@@ -30,7 +36,8 @@ class Limits:
     """What a service takes.
 
     Attributes:
-        body: bytes of a request; bodies: of all requests under way; pixels: of a picture; pictures: in a request.
+        body: bytes of a request; bodies: of all requests under way, at least one of the largest.
+        pixels: of a picture; pictures: in a request, and never more than `queue`.
         seconds: for a request's body to arrive.
         queue: pictures under way at once.
         wait: seconds that a picture waits for others, to be computed together; batch: pictures computed together.
@@ -44,6 +51,10 @@ class Limits:
     queue: int = 256
     wait: float = 0.005
     batch: int = 16
+
+
+Shown = tuple[int, float]
+"""The most classes of a picture, and their least probability."""
 
 
 class Meters:
@@ -101,13 +112,25 @@ def _guard(meters: Meters, token: str | None) -> Callable[..., Awaitable[Respons
                 {"detail": "give the header Authorization: Bearer TOKEN"}, 401, {"WWW-Authenticate": "Bearer"}
             )
         else:
-            response = await proceed(request)
+            response = await _answered(request, proceed)
         meters.requests.labels(path if path in known else "other", str(response.status_code)).inc()
         if path == "/predict":
             meters.seconds.observe(time.perf_counter() - began)
         return response
 
     return guard
+
+
+async def _answered(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
+    """With a status for what went wrong here: it is counted as every other."""
+    try:
+        return await proceed(request)
+    except NetworkFailed as error:
+        _log.error("%s", error)
+        return JSONResponse({"detail": str(error)}, 500)
+    except Exception:  # a defect: the log has it whole, the client nothing of this machine
+        _log.exception("%s %s failed", request.method, request.url.path)
+        return JSONResponse({"detail": "the service failed: its log says why"}, 500)
 
 
 class _Room:
@@ -131,25 +154,30 @@ class _Front:
 
     def __init__(self, predictor: Predictor, limits: Limits, batcher: Batcher, meters: Meters) -> None:
         self._predictor, self._limits, self._batcher, self._meters = predictor, limits, batcher, meters
-        self._held = [0]
+        self._sha256 = sha256_of(locate(local_weights(predictor.sources[0])).path)  # tells deployments apart
+        self._most = min(limits.pictures, limits.queue)  # in a request: more could never be admitted
+        self._most_held, self._held = max(limits.bodies, limits.body), [0]
 
     async def health(self) -> dict[str, Any]:
         """Whether it answers, and what with."""
-        return {"status": "ok", "weights": self._predictor.info.source, "engine": self._predictor.engine,
-                "classes": len(self._predictor.class_names)}  # fmt: skip
+        return {"status": "ok", "weights": self._predictor.info.source, "sha256": self._sha256,
+                "engine": self._predictor.engine, "classes": len(self._predictor.class_names)}  # fmt: skip
 
     async def metrics(self) -> Response:
         """For Prometheus."""
         return Response(generate_latest(self._meters.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def predict(self, request: Request, top_k: int = 5) -> JSONResponse:
+    async def predict(self, request: Request, top_k: int | None = None, threshold: float | None = None) -> JSONResponse:
         """The classes of pictures: one as the request's body, or several as multipart/form-data."""
-        if top_k < 1:
+        if top_k is not None and top_k < 1:
             raise HTTPException(422, f"top_k {top_k} must be at least 1")
-        room = _Room(self._limits.bodies, self._held)
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise HTTPException(422, f"threshold {threshold} must be from 0 to 1")
+        shown = self._predictor.usual(top_k, threshold)
+        room = _Room(self._most_held, self._held)
         try:
             pictures = await self._pictures(request, room)
-            results = await self._admitted(pictures, top_k)
+            results = await self._admitted(pictures, shown)
         except QueueFull as error:
             raise HTTPException(429, str(error), {"Retry-After": "1"}) from error
         finally:
@@ -159,32 +187,28 @@ class _Front:
         self._meters.pictures.inc(len(results) - unread)
         return JSONResponse({"results": [r.to_dict() for r in results]}, 422 if unread == len(results) else 200)
 
-    async def _admitted(self, pictures: list[tuple[str, bytes]], top_k: int) -> list[Prediction | UnreadPicture]:
+    async def _admitted(self, pictures: list[tuple[str, bytes]], shown: Shown) -> list[Prediction | UnreadPicture]:
         self._batcher.admit(len(pictures))
         try:
-            return await self._name(pictures, top_k)
+            return await self._name(pictures, shown)
         finally:
             self._batcher.leave(len(pictures))
 
-    async def _name(self, pictures: list[tuple[str, bytes]], top_k: int) -> list[Prediction | UnreadPicture]:
+    async def _name(self, pictures: list[tuple[str, bytes]], shown: Shown) -> list[Prediction | UnreadPicture]:
         decoded = await asyncio.gather(*(asyncio.to_thread(self._crop, name, data) for name, data in pictures))
-        outputs = iter(await self._batcher.outputs([crop for crop in decoded if isinstance(crop, Tensor)]))
-        results: list[Prediction | UnreadPicture] = []
-        for (name, _), crop in zip(pictures, decoded, strict=True):
-            if isinstance(crop, str):
-                results.append(UnreadPicture(name, crop))
-                continue
-            values, indices = next(outputs).topk(min(top_k, len(self._predictor.class_names)))
-            classes = tuple(self._predictor.class_names[k] for k in indices.tolist())
-            results.append(Prediction(name, classes, tuple(values.tolist())))
-        return results
+        outputs = await self._batcher.outputs([crop for crop in decoded if isinstance(crop, Tensor)])
+        ranked = self._predictor.ranked(torch.stack(outputs), *shown) if outputs else iter(())
+        return [
+            UnreadPicture(name, crop) if isinstance(crop, str) else Prediction(name, *next(ranked))
+            for (name, _), crop in zip(pictures, decoded, strict=True)
+        ]
 
     def _crop(self, name: str, data: bytes) -> Tensor | str:
         """What the network sees, or why it sees nothing."""
         try:
             return self._predictor.crop(decode_picture(data, name, self._predictor.decoding))
         except CorruptImage as error:
-            return str(error)
+            return error.fault  # the remedies are a command's
 
     async def _pictures(self, request: Request, room: _Room) -> list[tuple[str, bytes]]:
         """Names and contents."""
@@ -197,7 +221,7 @@ class _Front:
         async def replay() -> dict[str, Any]:
             return {"type": "http.request", "body": body, "more_body": False}
 
-        most = self._limits.pictures
+        most = self._most
         try:
             async with Request(request.scope, replay).form(max_files=most, max_fields=most) as form:
                 files = [part for _, part in form.multi_items() if isinstance(part, UploadFile)]
@@ -222,6 +246,8 @@ class _Front:
                 part = await asyncio.wait_for(anext(stream), max(0.0, end - time.monotonic()))
             except StopAsyncIteration:
                 return b"".join(parts)
+            except ClientDisconnect as error:
+                raise HTTPException(400, "the connection ended within the body") from error
             except asyncio.TimeoutError as error:
                 raise HTTPException(408, f"the body took longer than {self._limits.seconds:g} s") from error
             size += len(part)

@@ -7,18 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from linear_networks import NAMES, linear_network, matrix, noise
 from photos import encoded
 from PIL import Image
 from running import run as run_processes
 from temporary import NewFolder
 
+from inception_v4.accelerator import select
 from inception_v4.cli.ensemble import is_file_of_weights, one_flag_each
 from inception_v4.cli.main import run
 from inception_v4.data.pictures import read_picture
 from inception_v4.data.views import Views, eval_transform
+from inception_v4.inference.ensemble import engines_of, ready
+from inception_v4.inference.network import OpenNetwork
 from inception_v4.inference.predict import Predictor
 from inception_v4.preprocessing import Preprocessing
+from inception_v4.weights import WeightsInfo
 
 HOWS = (Preprocessing(image_size=75), Preprocessing(image_size=75, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)))
 """An ensemble's networks normalise each in its own way."""
@@ -152,3 +157,32 @@ def test_words_after_the_flag() -> None:
         "--ckpt-path=runs/a", "--ckpt-path=runs/b", "--json",
     ]  # fmt: skip
     assert spelled("--crops 10 --ckpt-path") == ["--crops", "10", "--ckpt-path"]
+
+
+def test_each_network_has_its_own_precision() -> None:
+    """What runs in another engine computes as it was made to; PyTorch beside it as it was asked to."""
+    seen = []
+
+    def network(name: str, **options: str) -> OpenNetwork:
+        def model(images: torch.Tensor) -> torch.Tensor:
+            seen.append((name, torch.is_autocast_enabled("cpu")))
+            return images.float().mean((2, 3))
+
+        return OpenNetwork(model, WeightsInfo(3, NAMES, HOWS[0]), select("cpu"), name, **options)  # type: ignore[arg-type]
+
+    networks = [network("elsewhere", fixed_amp="bf16"), network("PyTorch")]
+    it = ready(networks, {}, amp="bf16", batch_size=4)
+    with it.precision.autocast():
+        it.model(torch.zeros(2, 3, 75, 75, dtype=torch.uint8))
+    assert seen == [("elsewhere", False), ("PyTorch", True)]
+    assert engines_of([*networks, networks[0]]) == "elsewhere and PyTorch"
+
+
+def test_the_line_says_that_the_answers_are_a_mean(
+    pair: tuple[Path, Path], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = next(data.rglob("*.png"))
+    assert run(["predict", str(first), "--ckpt-path", *map(str, pair)]) == 0
+    assert f"mean of {pair[0]}, {pair[1]}" in capsys.readouterr().err
+    assert run(["predict", str(first), "--ckpt-path", str(pair[0])]) == 0
+    assert "mean of" not in capsys.readouterr().err

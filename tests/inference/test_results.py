@@ -223,3 +223,15 @@ def test_some_of_the_classes_in_plain_folders(tmp_path: Path, capsys: pytest.Cap
         assert found["samples"] == 7 and {picture.label for picture in pictures} == {0, 2}
         answers.append({k for picture in pictures for k, p in picture.top if p > 0})
     assert answers == [{0, 1, 2}, {0, 2}]
+
+
+def test_a_sample_of_pictures_stands_for_all_classes_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, data = linear_network(tmp_path / "a.onnx", 0, Preprocessing(image_size=75)), noise(tmp_path, NAMES[::2])
+    words = ["validate", "--ckpt-path", str(network), f"--data-dir={data / 'val'}", "--val-split=.", "--device=cpu"]
+    file = tmp_path / "one.jsonl"
+    further = ["--data-classes-only", "--val-samples=1", "--workers=0", f"--save-predictions={file}", "--json"]
+    assert run([*words, *further]) == 0 and json.loads(capsys.readouterr().out)["samples"] == 1
+    assert {k for picture in read_predictions(file).pictures for k, p in picture.top if p > 0} == {0, 2}
+    assert run([*words, "--calibration=somewhere"]) == 2 and "--calibration is for --int8" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import os
 import random
 import re
@@ -274,3 +275,95 @@ def test_an_empty_token_is_no_token(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "token").write_text("\n")
     assert run(["serve", f"--token-file={tmp_path / 'token'}"]) == 1
     assert "is empty" in capsys.readouterr().err
+
+
+def test_what_fails_within_is_counted_and_the_next_request_is_answered(
+    predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
+    compute = predictor.crop_probabilities
+
+    def fails(crops: Any) -> Any:
+        raise MemoryError("no memory left")
+
+    batches = iter([fails])
+    predictor.crop_probabilities = lambda crops: next(batches, compute)(crops)  # type: ignore[method-assign]
+    with served(predictor) as client:
+        failed = client.post("/predict", content=picture("red"))
+        assert failed.status_code == 500 and "no memory left" in failed.json()["detail"]
+        assert client.post("/predict", content=picture("red")).status_code == 200
+        metrics = client.get("/metrics").text
+    assert 'requests_total{path="/predict",status="500"} 1.0' in metrics and "no memory left" in caplog.text
+
+
+def test_a_broken_observer_ends_no_service(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever happens between two batches, the next one is computed."""
+    from inception_v4.pages import batching
+
+    stack = batching.torch.stack
+    broken = iter([MemoryError("too many crops")])
+
+    def once_broken(tensors: Any) -> Any:
+        for error in broken:
+            raise error
+        return stack(tensors)
+
+    with served(predictor) as client:
+        monkeypatch.setattr(batching.torch, "stack", once_broken)
+        assert client.post("/predict", content=picture("red")).status_code == 500
+        assert client.post("/predict", content=picture("red")).status_code == 200
+
+
+def test_a_client_that_goes_away_leaves_no_traceback(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    with served(predictor) as client:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", client.base_url.port)) as connection:
+                connection.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n0123456789")
+        end = time.monotonic() + 10
+        while 'status="400"} 3.0' not in client.get("/metrics").text:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    assert "Traceback" not in caplog.text and not caplog.records
+
+
+def test_what_could_never_be_admitted_is_no_matter_of_waiting(predictor: Predictor) -> None:
+    with served(predictor, Limits(queue=2, bodies=100, body=100_000)) as client:
+        three = client.post("/predict", files=[("a", ("x.jpg", picture("red")))] * 3)
+        assert three.status_code == 400 and "2" in three.json()["detail"]
+        assert client.post("/predict", content=picture("red")).status_code == 200, "one is more than all may hold"
+
+
+def test_a_picture_may_have_several_classes_or_none(predictor: Predictor) -> None:
+    import dataclasses
+
+    predictor.info = dataclasses.replace(predictor.info, multi_label=True)
+    grey = encoded(Image.new("RGB", (90, 80), (140, 140, 0)), "PNG")  # -1 to 1: red and green 0.1, blue -1
+    with served(predictor) as client:
+
+        def classes(**asked: Any) -> list[str]:
+            answer = client.post("/predict", content=grey, params=asked).json()["results"][0]
+            return [row["class"] for row in answer["top"]]
+
+        assert classes() == ["red", "green"], "the classes of at least 0.5"
+        assert len(classes(top_k=3)) == 3 and classes(threshold=0.9) == [] and classes(top_k=1, threshold=0) == ["red"]
+        assert client.post("/predict?threshold=2", content=grey).status_code == 422
+
+
+def test_a_thin_picture_is_named_like_others(predictor: Predictor) -> None:
+    thin = encoded(Image.new("RGB", (1, 30_000), "blue"), "PNG")
+    with served(predictor) as client:
+        assert client.post("/predict", content=thin).json()["results"][0]["class"] == "blue"
+
+
+def test_health_tells_weights_apart(predictor: Predictor, network: Path) -> None:
+    with served(predictor) as client:
+        assert client.get("/healthz").json()["sha256"] == hashlib.sha256(network.read_bytes()).hexdigest()
+
+
+def test_a_taken_port_is_said_before_any_weights_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run(["serve", "no/such/weights", f"--port={port}"]) == 1
+    error = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1, port {port}" in error and "--port" in error and error.count("\n") == 1

@@ -72,6 +72,11 @@ class Predictions:
     def num_classes(self) -> int:
         return len(self.names)
 
+    @property
+    def several(self) -> bool:
+        """Whether pictures may have several classes each."""
+        return self.pictures[0].labels is not None
+
     @cached_property
     def labels(self) -> Tensor:
         """int64 [N]"""

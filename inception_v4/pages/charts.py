@@ -17,12 +17,15 @@ _INK = "#010203"  # stands for the page's text colour
 _SERIES = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#14b8a6", "#ec4899", "#84cc16")
 """Seen on white and on black."""
 _NUMBERED = 12  # classes: of more, the counts would not be legible
+_WILD = 3
+"""Times the highest training loss, beyond which a validation's is left out of the picture."""
 MOST_CLASSES = 30
 """Of a confusion matrix."""
 _STYLE: dict[Any, Any] = {
     "text.color": _INK, "axes.edgecolor": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
     "grid.color": _INK, "font.size": 9, "axes.titlesize": 9, "legend.framealpha": 0, "legend.fontsize": 8,
     "svg.fonttype": "none", "axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False,
+    "text.parse_math": False,  # a class may be called $5
 }  # fmt: skip
 _WIDE, _SQUARE = (4.4, 3.0), (4.4, 4.2)
 
@@ -61,6 +64,8 @@ def curves(runs: Sequence[RunRecord]) -> list[Chart]:
     """Loss, accuracy and learning rate of the runs, over their epochs."""
     colours = [(run, _SERIES[i % len(_SERIES)]) for i, run in enumerate(runs)]
     alone = len(runs) == 1
+    several = all(run.val and "map" in run.val[0] for run in runs)
+    figure, called = ("map", "mAP") if several else ("top1", "top-1")
 
     def loss(axes: Any) -> None:
         for run, colour in colours:
@@ -73,23 +78,25 @@ def curves(runs: Sequence[RunRecord]) -> list[Chart]:
             )
         seen = np.concatenate([_column(run.train, "loss") for run in runs])
         if np.isfinite(seen).any():  # a wild first validation must not flatten everything else
-            axes.set_ylim(0, 1.15 * float(np.nanmax(seen)))
+            highest = float(np.nanmax(seen))
+            later = np.concatenate([_column(run.val[1:], "loss") for run in runs])
+            axes.set_ylim(0, 1.15 * float(np.nanmax([highest, *later.clip(max=_WILD * highest)])))
         _label(axes, "loss" if alone else "loss (validation dashed)")
 
     def accuracy(axes: Any) -> None:
         for run, colour in colours:
             for key, style, title in (
-                ("top1", "o-", "top-1"),
-                ("ema_top1", "s:", "top-1, averaged weights"),
-                ("swa_top1", "D", "top-1, mean of the last epochs"),
+                (figure, "o-", called),
+                (f"ema_{figure}", "s:", f"{called}, averaged weights"),
+                (f"swa_{figure}", "D", f"{called}, mean of the last epochs"),
             ):
                 values = _column(run.val, key)
                 if np.isfinite(values).any():
-                    label = title if alone else run.name if key == "top1" else None
+                    label = title if alone else run.name if key == figure else None
                     axes.plot(_column(run.val, "progress"), values, style, color=colour, ms=3, lw=1, label=label)
-                    colour = _SERIES[1 + (key == "ema_top1")] if alone else colour
+                    colour = _SERIES[1 + (key == f"ema_{figure}")] if alone else colour
         axes.set_ylim(0, 102)
-        _label(axes, "validation top-1, %", legend=len(axes.get_legend_handles_labels()[0]) > 1)
+        _label(axes, f"validation {called}, %", legend=len(axes.get_legend_handles_labels()[0]) > 1)
 
     def rate(axes: Any) -> None:
         for run, colour in colours:

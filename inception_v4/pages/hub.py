@@ -12,12 +12,13 @@ from inception_v4.files import staged
 from inception_v4.inference.metrics import class_scores, reliability
 from inception_v4.pages.charts import curves
 from inception_v4.pages.run_record import NotARun, RunRecord, settings_that_differ
+from inception_v4.settings.schema import Run
 from inception_v4.weights import WeightsInfo, read_weights
 from inception_v4.weights.class_names import class_names_of, describe_class
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TIMM_BN_EPS = 1e-3
-_PRIVATE = ("data_dir", "output_dir", "resume", "report", "device", "workers")
+_PRIVATE = {"data_dir", "data_zip", "data_cache", "data_cache_gb", "workers"} | set(Run.model_fields) - {"seed"}
 """Settings that say more of a machine than of the network."""
 
 
@@ -118,10 +119,15 @@ def model_card(
         "## Preprocessing", f"{info.preprocessing}.",
         "## Classes", ", ".join(describe_class(one) for one in names[:1000]) if names else "Unnamed.",
     ]  # fmt: skip
-    differing = [(key, value[0]) for key, value in settings_that_differ([run]) if key not in _PRIVATE]
+    differing = [(key, _placeless(value[0])) for key, value in settings_that_differ([run]) if key not in _PRIVATE]
     parts += ["## Settings that are not the defaults", _table(("setting", "value"), differing)] if differing else []
     parts += ["## Curves", *pictures] if pictures else []
     return _front_matter(run, best, name, license_name) + "\n\n".join(parts) + "\n"
+
+
+def _placeless(value: str) -> str:
+    """Of paths and addresses the last names alone."""
+    return ", ".join(re.split(r"[/\\]", part.rstrip("/\\"))[-1] for part in value.split(", "))
 
 
 def _front_matter(run: RunRecord, best: dict[str, Any] | None, name: str, license_name: str | None) -> str:
@@ -133,8 +139,9 @@ def _front_matter(run: RunRecord, best: dict[str, Any] | None, name: str, licens
         values["license"] = license_name
     if best is not None:
         kind = run.config.data.kind
-        metrics = [{"type": "accuracy", "name": label, "value": round(best[key], 2)}
-                   for key, label in (("top1", "top-1"), ("top5", "top-5"))]  # fmt: skip
+        kinds = (("map", "mAP"),) if "map" in best else (("top1", "top-1"), ("top5", "top-5"))
+        metrics = [{"type": "accuracy" if key != "map" else key, "name": label, "value": round(best[key], 2)}
+                   for key, label in kinds]  # fmt: skip
         values["model-index"] = [{"name": name.rpartition("/")[2], "results": [
             {"task": {"type": "image-classification"}, "dataset": {"type": kind, "name": kind}, "metrics": metrics}
         ]}]  # fmt: skip
@@ -144,10 +151,12 @@ def _front_matter(run: RunRecord, best: dict[str, Any] | None, name: str, licens
 def _results(run: RunRecord, best: dict[str, Any] | None) -> str:
     if best is None:
         return "This run was not validated."
-    rows = [("top-1", f"{best['top1']:.2f} %"), ("top-5", f"{best['top5']:.2f} %"),
-            ("pictures", str(best["samples"])), ("epoch", str(best["epoch"] + 1))]  # fmt: skip
+    rows = [("mAP", f"{best['map']:.2f} %"), ("macro F1", f"{best['macro_f1']:.2f} %")] if "map" in best else []
+    rows += [("top-1", f"{best['top1']:.2f} %"), ("top-5", f"{best['top5']:.2f} %"),
+             ("pictures", str(best["samples"])), ("epoch", str(best["epoch"] + 1))]  # fmt: skip
     if run.answers is not None:
         rows.append(("expected calibration error", f"{reliability(run.answers).ece:.2f} %"))
+    if run.answers is not None and not run.answers.several:
         worst = min(class_scores(run.answers, run.answers.names), key=lambda row: row.f1)
         rows.append(("worst class", f"{describe_class(worst.name)}, F1 {worst.f1:.1f} %"))
     kind = run.config.data.kind
@@ -158,6 +167,10 @@ def _use(name: str, info: WeightsInfo) -> str:
     remark = "" if info.bn_eps == _TIMM_BN_EPS else (
         f"\n\ntimm's network has bn_eps {_TIMM_BN_EPS:g} and this one was trained with {info.bn_eps:g}: in timm its "
         "outputs differ a little.")  # fmt: skip
+    if info.multi_label:
+        remark += (
+            "\n\nA picture may have several classes: the probability of each is the sigmoid of its output, "
+            "`model(images).sigmoid()`.")  # fmt: skip
     plugin = "import inception_v4.timm_plugin  # this network in timm\n" if info.stem != "standard" else ""
     return (
         f'```python\n{plugin}import timm\n\nmodel = timm.create_model("hf-hub:{name}", pretrained=True).eval()\n```\n\n'

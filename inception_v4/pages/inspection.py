@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from PIL import Image
-
 from inception_v4.console import progress
-from inception_v4.data.pictures import CorruptImage
+from inception_v4.data.pictures import CorruptImage, opened
 from inception_v4.data.sources import Source, open_source
 from inception_v4.distributed import World
 from inception_v4.settings.schema import Data
@@ -105,10 +103,10 @@ def _examine(source: Source, index: int) -> tuple[bytes | None, str]:
         return None, getattr(error, "strerror", None) or str(error)
     if data is None:
         return hashlib.blake2b(source.load(index).numpy().tobytes(), digest_size=16).digest(), ""
-    return hashlib.blake2b(data, digest_size=16).digest(), next(_faults(data, source.name(index)), "")
+    return hashlib.blake2b(data, digest_size=16).digest(), next(_faults(data), "")
 
 
-def _faults(data: bytes, name: str) -> Iterator[str]:
+def _faults(data: bytes) -> Iterator[str]:
     """What is wrong with a picture's file as far as its frame tells, without decoding it."""
     if not data:
         yield "the file is empty"
@@ -117,7 +115,7 @@ def _faults(data: bytes, name: str) -> Iterator[str]:
             yield "the file ends early"
     elif not data[4:12].startswith(b"ftyp"):  # HEIF needs a plugin
         try:
-            with Image.open(name) as image:
+            with opened(data) as image:
                 image.verify()
         except Exception as error:  # Pillow's plugins raise whatever they trip over
             yield " ".join(str(error).split()) or type(error).__name__

@@ -29,6 +29,8 @@ from inception_v4.pages.run_record import RunRecord, read_runs, settings_that_di
 from inception_v4.pages.thumbnails import Thumbnails, confident_mistakes, unsure_hits
 
 _PICTURES = 12  # of a gallery
+_COLUMNS = ("top1", "top5", "loss")
+_FIGURES = {"top1": "top-1", "top5": "top-5", "loss": "loss", "macro_f1": "macro F1", "map": "mAP"}
 _GAP = 1.0  # percent between confidence and accuracy that is not worth a word
 
 
@@ -75,7 +77,7 @@ def write_report(
         )  # fmt: skip
         count_on()
     with atomic_write(output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files
     charts = [*lines, *([class_chart] if class_chart else []), *(c for d in details for c in d.get("charts", []))]
     return output, [_write_png(chart, output.with_name(f"{output.stem}-charts")) for chart in charts]
 
@@ -90,12 +92,9 @@ def _write_png(chart: Chart, folder: Path) -> Path:
 def _summary(run: RunRecord) -> dict[str, Any]:
     best, figures = run.best, []
     if best is not None:
-        figures += [
-            (f"{best['top1']:.2f} %", "best top-1" + (", averaged weights" if best["averaged"] else "")),
-            (f"{best['top5']:.2f} %", "top-5"),
-            (_number(best["loss"], 4), "loss"),
-            (best["epoch"] + 1, "its epoch"),
-        ]
+        figures += [(_figure(best, name), _FIGURES[name]) for name in dict.fromkeys((run.monitor, *_COLUMNS))]
+        figures[0] = figures[0][0], f"best {figures[0][1]}" + (", averaged weights" if best["averaged"] else "")
+        figures.append((best["epoch"] + 1, "its epoch"))
     if run.train:
         figures.append((run.train[-1]["step"], "steps"))
         speeds = [row["images_per_second"] for row in run.train if row.get("images_per_second")]
@@ -106,10 +105,14 @@ def _summary(run: RunRecord) -> dict[str, Any]:
 def _summary_row(run: RunRecord) -> tuple[Any, ...]:
     best, steps = run.best, run.train[-1]["step"] if run.train else 0
     if best is None:
-        return run.name, "", "", "", "", steps
-    return (
-        run.name, f"{best['top1']:.2f} %", f"{best['top5']:.2f} %", _number(best["loss"], 4), best["epoch"] + 1, steps
-    )  # fmt: skip
+        return run.name, "", "", "", "", "", steps
+    chosen = _FIGURES[run.monitor] + ("" if run.monitor in _COLUMNS else f" {_figure(best, run.monitor)}")
+    return run.name, *(_figure(best, name) for name in _COLUMNS), chosen, best["epoch"] + 1, steps
+
+
+def _figure(best: dict[str, Any], name: str) -> str:
+    value = best.get(name)
+    return _number(value, 4) if name == "loss" or value is None else f"{value:.2f} %"
 
 
 def _number(value: float | None, digits: int) -> str:
@@ -126,12 +129,16 @@ def _details(run: RunRecord, device: str, *, alone: bool) -> dict[str, Any]:
             "remedy": f"inception-v4 validate --ckpt-path {place} --save-predictions {place}/predictions.jsonl",
         }
     answers, suffix = run.answers, "" if alone else f"-{run.name.replace('/', '_')}"
-    found, scores = reliability(answers), sorted(class_scores(answers, answers.names), key=lambda row: row.f1)
+    found, several = reliability(answers), answers.several
+    # Of a picture's several classes the rows keep five answers, which no class can be counted by.
+    scores = [] if several else sorted(class_scores(answers, answers.names), key=lambda row: row.f1)
+    matrix = [] if several else [confusion_chart(answers, f"confusion{suffix}")]
     thumbnails = Thumbnails(run, device)
     return {
         "name": run.name, "missing": "", "stale": staleness(run), "pictures": len(answers.pictures),
         "top1": answers.top1, "top5": answers.top5, "ece": found.ece, "sureness": _sureness(answers),
-        "charts": [confusion_chart(answers, f"confusion{suffix}"), reliability_chart(found, f"calibration{suffix}")],
+        "charts": [*matrix, reliability_chart(found, f"calibration{suffix}")],
+        "by_class": several and f"inception-v4 validate --per-class --ckpt-path {shlex.quote(run.origin)}",
         "shown_classes": min(len(scores), MOST_CLASSES), "hidden_classes": max(0, len(scores) - MOST_CLASSES),
         "classes": [
             (row.name, row.pictures, *(_number(value, 1) for value in (row.precision, row.recall, row.f1)))

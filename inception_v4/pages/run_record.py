@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Config
 from inception_v4.storage.fetch import local_copy
 from inception_v4.training.runlog import read_records
+from inception_v4.training.stopping import EarlyEnd
 
 _PLACES = ("output_dir", "resume", "report")
 """Settings in which two runs may differ without being different runs."""
@@ -48,9 +49,14 @@ class RunRecord:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The validation that best.safetensors is of, with its averaged weights' figures where those won."""
-        rows = [_better(row) for row in self.val]
-        return max(rows, key=lambda row: row["top1"], default=None)
+        """The validation that best.safetensors is of: of the network, or of its average where that was better."""
+        rows = [figures for row in self.val for figures in _of_each_network(row)]
+        return max(rows, key=EarlyEnd.of(self.config.schedule).score, default=None)
+
+    @property
+    def monitor(self) -> str:
+        """The figure by which those weights are the best, as a record calls it."""
+        return EarlyEnd.of(self.config.schedule).figure
 
 
 def read_run(run: Path | str, name: str = "") -> RunRecord:
@@ -95,10 +101,12 @@ def _is_of_the_record(name: str) -> bool:
     return name == "best.safetensors" or ("/" not in name and name.endswith((".yaml", ".json", ".jsonl")))
 
 
-def _better(row: dict[str, Any]) -> dict[str, Any]:
-    """A validation's figures, of the averaged weights where these are better."""
-    prefix = max(("", "ema_", "swa_"), key=lambda prefix: row.get(f"{prefix}top1", -1.0))
-    return row | {name: row[prefix + name] for name in ("loss", "top1", "top5")} | {"averaged": bool(prefix)}
+def _of_each_network(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A validation's figures by their plain names: of the network, and of each average of its weights."""
+    for prefix in ("", "ema_", "swa_"):
+        if f"{prefix}top1" in row:
+            own = {name.removeprefix(prefix): value for name, value in row.items() if name.startswith(prefix)}
+            yield row | own | {"averaged": bool(prefix)}
 
 
 def settings_that_differ(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:

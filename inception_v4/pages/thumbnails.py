@@ -59,7 +59,10 @@ class RunPictures:
             return name
         if self._source is None:
             config = self._run.config
-            self._source = open_source(config.data, "val", world=World(), seed=config.run.seed, alone=True)
+            several = config.training.loss == "bce"
+            self._source = open_source(
+                config.data, "val", world=World(), seed=config.run.seed, alone=True, several=several
+            )
             self._numbers = {self._source.name(index): index for index in range(len(self._source))}
         return self._source.load(self._numbers[name])
 
@@ -78,7 +81,9 @@ class Thumbnails:
     def _one(self, number: int) -> Thumbnail:
         names, picture = self._answers.names, self._answers.pictures[number]
         answer, confidence = picture.top[0]
-        caption = Thumbnail(picture.path, names[answer], names[picture.label], 100 * confidence)
+        right = picture.label == answer or picture.labels is None
+        label = names[picture.label] if right else ", ".join(names[k] for k in picture.labels or ())
+        caption = Thumbnail(picture.path, names[answer], label, 100 * confidence)
         if self._predictor is None:
             return caption
         try:

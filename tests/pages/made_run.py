@@ -76,3 +76,17 @@ def write_answers(path: Path, pictures: list[Path], digest: str | None) -> None:
 def made(folder: Path, *, per_class: int = 6) -> Path:
     """A run with everything."""
     return make_run(folder / "runs" / "shapes", make_pictures(folder / "pictures", per_class=per_class), finder(folder))
+
+
+def several_classes(run: Path) -> Path:
+    """`run` as if pictures had several classes each: mAP is highest in its fifth epoch, 90 %, top-1 in its last."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "val":
+            row |= {"map": 90 - abs(row["epoch"] - 4), "macro_f1": 50.0, "micro_f1": 60.0}
+            row |= {"ema_map": 10.0, "ema_macro_f1": 5.0, "ema_micro_f1": 6.0}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    head, *answers = map(json.loads, (run / "predictions.jsonl").read_text().splitlines())
+    answers = [row | {"labels": sorted({row["label"], (row["label"] + 2) % 3})} for row in answers]
+    (run / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [head, *answers]))
+    return run

@@ -13,14 +13,14 @@ import torch
 import yaml
 from finding import HOW, NAMES, finder, pixels, scene
 from loopback_hub import TOKEN, Hub, loopback_hub
-from made_run import made, make_run
+from made_run import made, make_run, several_classes
 from temporary import NewFolder
 
 from inception_v4.cli.main import run
 from inception_v4.data.normalise import Normalise
 from inception_v4.inference.factory import open_model
 from inception_v4.pages.hub import timm_config
-from inception_v4.weights import WeightsInfo, read_weights
+from inception_v4.weights import WeightsInfo, read_weights, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -118,3 +118,25 @@ def test_torch_hub_loads_the_network(tmp_path: Path) -> None:
     root = str(Path(__file__).parent.parent.parent)
     model = torch.hub.load(root, "inception_v4", source="local", ckpt_path=str(finder(tmp_path)))
     assert model.num_classes == len(NAMES)
+
+
+def test_no_setting_says_where_things_lie(finished: Path, tmp_path: Path) -> None:
+    places = {"ckpt_path": "/home/alice/base.safetensors", "teacher_ckpt": "/mnt/b/teacher.pth", "data_cache": "/mnt/c",
+              "class_weights": "/srv/weights.txt", "upload_to": "s3://bucket/runs", "teacher": "resnet18"}  # fmt: skip
+    told = make_run(tmp_path / "run", finished.parent.parent / "pictures", finished / "best.safetensors", **places)
+    assert run(["push", str(told), "me/found", "--dry-run", f"-o{tmp_path / 'out'}"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| ckpt_path | base.safetensors |" in card and "| class_weights | weights.txt |" in card
+    assert not [word for word in ("alice", "/mnt", "/srv", "s3:", "bucket") if word in card]
+
+
+def test_a_card_of_several_classes_says_how_to_read_the_outputs(finished: Path, tmp_path: Path) -> None:
+    weights = open_model(str(finished))
+    save_weights(weights.model, tmp_path / "several.safetensors", weights.info.replace(multi_label=True))
+    told = several_classes(make_run(tmp_path / "run", finished.parent.parent / "pictures", tmp_path /
+                                    "several.safetensors", loss="bce", monitor="map"))  # fmt: skip
+    assert run(["push", str(told), "me/found", "--dry-run", f"-o{tmp_path / 'out'}"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "sigmoid" in card and "| mAP | 90.00 % |" in card and "worst class" not in card
+    (result,) = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+    assert result["metrics"] == [{"type": "map", "name": "mAP", "value": 90.0}]

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browsing import browser, look_like, overflow
-from made_run import made, make_run
+from made_run import made, make_run, several_classes
 from PIL import Image
 from running import ROOT, environment
 from temporary import NewFolder
@@ -25,6 +25,7 @@ from inception_v4.pages.inspection import inspect_data
 from inception_v4.pages.report import staleness, write_report
 from inception_v4.pages.run_record import read_run, settings_that_differ
 from inception_v4.pages.thumbnails import confident_mistakes, unsure_hits
+from inception_v4.settings.schema import Data
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +197,50 @@ def test_ten_thousand_pictures_take_half_a_minute(tmp_path: Path, finished: Path
     began = time.perf_counter()
     page = write_report([many], device="cpu")[0]
     assert time.perf_counter() - began < 30 and page.stat().st_size < 5e6
+
+
+@pytest.mark.parametrize(("monitor", "epoch"), [("top1", 9), ("loss", 3)])
+def test_the_best_validation_is_the_one_whose_weights_were_kept(
+    tmp_path: Path, finished: Path, monitor: str, epoch: int
+) -> None:
+    made_by = make_run(tmp_path / "run", finished.parent.parent / "pictures", None, answers=False, monitor=monitor)
+    rows = [json.loads(line) for line in (made_by / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["kind"] == "val":
+            row["loss"] = 0.5 + abs(row["epoch"] - 3)
+    (made_by / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    best = read_run(made_by).best
+    assert best is not None and best["epoch"] == epoch and not best["averaged"]
+    text = plain(write_report([made_by], device="cpu", look_through=False)[0].read_text())
+    assert ("0.5000 best loss" in text) == (monitor == "loss") and f"{epoch + 1} its epoch" in text
+
+
+def test_pictures_of_several_classes_have_no_confusion_matrix(tmp_path: Path, finished: Path) -> None:
+    weights, data = finished / "best.safetensors", finished.parent.parent / "pictures"
+    told = several_classes(make_run(tmp_path / "run", data, weights, loss="bce", monitor="map"))
+    path, charts = write_report([told], device="cpu", look_through=False)
+    text = plain(path.read_text())
+    assert "90.00 % best mAP" in text and "5 its epoch" in text and "of several classes each" in text
+    assert "validate --per-class" in text and "Classes, worst first" not in text
+    assert {chart.stem for chart in charts} == {"loss", "accuracy", "learning-rate", "calibration"}
+    both = write_report([told, finished], tmp_path / "both.html", device="cpu", look_through=False)[0]
+    assert "mAP 90.00 %" in plain(both.read_text())
+
+
+def test_names_that_are_no_text_or_look_like_formulas(tmp_path: Path, finished: Path) -> None:
+    odd = make_run(tmp_path / "odd", finished.parent.parent / "pictures", None)
+    head, *rows = map(json.loads, (odd / "predictions.jsonl").read_text().splitlines())
+    head["classes"] = ["$5-$10", "$1_$5", "plain"]
+    rows[0]["path"] = "/pictures/\udcc4.png"  # a byte that is no UTF-8, as os.fsdecode gives it
+    (odd / "predictions.jsonl").write_text("\n".join(map(json.dumps, [head, *rows])))
+    page = write_report([odd], device="cpu", look_through=False)[0].read_text()
+    assert "$5-$10" in page and "$1_$5" in page and "\\udcc4.png" in page
+
+
+def test_pictures_in_shards_are_opened_where_they_lie(tmp_path: Path, finished: Path) -> None:
+    data = finished.parent.parent / "pictures"
+    assert run(["pack", str(data), str(tmp_path / "shards")]) == 0
+    packed = Data(dataset="wds", data_dir=str(tmp_path / "shards"))
+    found, plain_files = inspect_data(packed, 0), inspect_data(read_run(finished).config.data, 0)
+    assert found.counts == plain_files.counts and len(found.leaked) == len(plain_files.leaked) == 1
+    assert [reason for _, reason in found.broken] == [reason for _, reason in plain_files.broken]

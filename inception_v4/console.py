@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """Progress and messages go to stderr: stdout is left to results (`--json`)."""
@@ -26,7 +27,7 @@ _shown: list[Progress] = []
 
 def say(message: str) -> None:
     """A line for the person at the console."""
-    console.print(message, markup=False)
+    console.print(message, markup=False, emoji=False)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -36,7 +37,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         return
     table = Table(*header)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # names may hold what would be markup
     Console().print(table)
 
 

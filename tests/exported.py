@@ -41,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
+@torch.inference_mode(False)  # whoever asks first: others may differentiate
 def network() -> InceptionV4:
     """Live weights whose first class depends on the picture: the head's bias takes out what all pictures share."""
     model = enliven(InceptionV4(len(CLASSES))).eval()
@@ -53,6 +54,7 @@ def network() -> InceptionV4:
 
 
 @cache
+@torch.inference_mode(False)
 def drawn(count: int) -> Tensor:
     """Pictures, uint8 [count, 3, 75, 75]."""
     shapes = [draw_shape(("star", "circle", "triangle")[i % 3], i, 75) for i in range(count)]
@@ -63,6 +65,7 @@ def drawn(count: int) -> Tensor:
 
 
 @cache
+@torch.inference_mode(False)
 def photographs(count: int) -> Tensor:
     """Real photos as the network's transform makes them, uint8 [count, 3, 75, 75]."""
     transform = eval_transform(HOW)

@@ -95,7 +95,8 @@ def _training_pictures(located: Located) -> Source:
         )
     config, _ = load_config(settings)
     try:
-        return open_source(config.data, "train", world=World(), seed=config.run.seed)
+        several = config.training.loss == "bce"
+        return open_source(config.data, "train", world=World(), seed=config.run.seed, several=several)
     except OSError as error:
         raise ExportError(
             f"--int8: the run's training pictures are gone ({error}): give --calibration FOLDER"

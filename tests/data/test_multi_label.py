@@ -20,14 +20,17 @@ from inception_v4.data.loader import EvalLoader, TrainLoader
 from inception_v4.data.mixing import MixAndErase
 from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
+from inception_v4.export.eight_bit import _training_pictures
 from inception_v4.inference.factory import open_model
 from inception_v4.inference.predict import Predictor
 from inception_v4.inference.results import ResultOptions
 from inception_v4.preprocessing import Preprocessing
+from inception_v4.settings.recipes import build_config, to_yaml
 from inception_v4.settings.schema import Augmentation, Config, Data
 from inception_v4.training.step import make_criterion
 from inception_v4.training.train import train
 from inception_v4.weights import read_weights
+from inception_v4.weights.source import Located
 
 SETS = (("ape",), ("ape", "dog"), ("bear", "ape"), ("dog", "ape"))
 """In turn of the pictures; the class that a split has to spread is the rarer one."""
@@ -244,3 +247,10 @@ def test_two_processes_give_the_figures_of_one(pictures: Path, tmp_path: Path) -
     assert one["samples"] == two["samples"] == 4 and one["loss"] > 0
     for name in ("loss", "map", "macro_f1", "micro_f1", "top1"):
         assert two[name] == pytest.approx(one[name], rel=1e-4), name
+
+
+def test_ranges_for_8_bits_come_from_such_lists_too(pictures: Path, tmp_path: Path) -> None:
+    settings = build_config({**SETTINGS, "data_dir": listed(pictures, "jsonl")})
+    (tmp_path / "config.yaml").write_text(to_yaml(settings))
+    source = _training_pictures(Located(tmp_path / "best.safetensors", "best.safetensors"))
+    assert source.label_sets is not None and len(source) == 8

@@ -124,7 +124,7 @@ def test_efficiency_and_time_follow_from_the_page() -> None:
 
 def test_measured_rates_are_those_of_the_performance_page() -> None:
     measured = (Path(__file__).parent.parent / "docs" / "performance.md").read_text()
-    assert "| plain | bf16 | 676.8 | 3.2 | 5.91 |" in measured
+    assert "| plain | bf16 | 1025.7 | 10.1 | 3.90 |" in measured
     rates = dict(re.findall(r"^\| ours \| crop, flip(.*?) \| (\d+) \|", measured, re.MULTILINE))
     plain, policy = int(rates[""]), int(rates[", AutoAugment, erasing"])
     assert f"The loader gives {plain} on two cores" in TEXT

@@ -11,6 +11,7 @@ import shutil
 from collections import deque
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from inception_v4.accelerator.containers import memory_limits
 from inception_v4.accelerator.glibc import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ class Accelerator:
         """Bytes that this process may fill: free device memory, or a share of the machine's; None where unknown."""
         if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
             return None
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        total = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *memory_limits()])
         return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def used_memory(self) -> int | None:

@@ -7,6 +7,9 @@ import functools
 import os
 import platform
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
+_LARGE = 32 << 20  # bytes: the highest threshold that glibc takes
+
 
 @functools.cache  # once in a process
 def keep_freed_memory() -> bool:
@@ -21,5 +24,12 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return False
     libc = ctypes.CDLL(None)
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    return bool(libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, -1))
+    return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1))
+
+
+def give_back_large_blocks() -> None:
+    """Where a process has inherited `keep_freed_memory`: keep what a usual picture takes, and no more for good."""
+    if keep_freed_memory.cache_info().currsize and keep_freed_memory():
+        libc = ctypes.CDLL(None)
+        for name, value in ((_MMAP_MAX, 65536), (_MMAP_THRESHOLD, _LARGE), (_TRIM_THRESHOLD, 8 * _LARGE)):
+            libc.mallopt(name, value)

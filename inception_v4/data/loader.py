@@ -296,7 +296,8 @@ def on_device(batches: Iterable[Any], accelerator: Accelerator) -> Iterator[Any]
     ahead = None
     for batch in batches:
         with copier:
-            upcoming = batch.to(accelerator.device, non_blocking=True)
+            # From memory that is not pinned a device may still read when it has been freed.
+            upcoming = batch.to(accelerator.device, non_blocking=accelerator.pin_memory)
         if ahead is not None:
             yield copier.ready(ahead)
         ahead = upcoming

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from inception_v4.accelerator.containers import cpu_limits
+from inception_v4.accelerator.glibc import give_back_large_blocks
 
 if TYPE_CHECKING:
     from inception_v4.distributed import World
@@ -23,16 +28,31 @@ def worker_count(wanted: int | None, world: World) -> int:
     if wanted is not None:
         return wanted
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cpus = min([cpus, *map(math.ceil, cpu_limits())])
     return min(8, max(1, cpus // world.local_size))
 
 
 def start_worker(number: int) -> None:
+    """In a loader process, before its first picture."""
     # Ctrl-C reaches the whole process group; the main process ends the workers, so one message is printed, not many.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # likewise from a batch system; the main process saves
+    if hasattr(signal, "sigwaitinfo"):
+        # torchrun, `timeout` and batch systems send SIGTERM to the whole group too: the main process saves, and the
+        # step under way needs its pictures.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, name="SIGTERM", daemon=True).start()
+    give_back_large_blocks()  # else one huge picture would stay in the memory of each of them
     # Interrupted, it may hang up on the thread here that hands over shared memory, which would print a traceback.
     sys.excepthook = partial(_unless_hung_up, sys.excepthook)
+
+
+def _end_when_told() -> None:
+    """By the main process, and by nobody else."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _unless_hung_up(otherwise: Any, kind: type[BaseException], error: BaseException, traceback: Any) -> None:

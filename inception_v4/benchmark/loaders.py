@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -22,6 +23,7 @@ from inception_v4.data.normalise import Normalise
 from inception_v4.data.packing import Destination, pack
 from inception_v4.data.shards import ShardFolder
 from inception_v4.data.sources import FolderSource, Source, Subset
+from inception_v4.data.splits import balanced
 from inception_v4.data.workers import worker_count
 from inception_v4.distributed import World
 from inception_v4.settings.schema import Augmentation, Data
@@ -63,6 +65,8 @@ RECIPES = {
 """The last one is MindCV's."""
 SHARDS = "ours, from shards"
 _FEWEST = 1000  # pictures per pass: filling and draining the workers takes as long as some dozens
+_MOST = 2000
+"""Pictures that are measured with: of more, some of each class."""
 _CLASSES = 1000
 _SHARD_BYTES = 1 << 28
 
@@ -111,10 +115,13 @@ def _passes(
 ) -> dict[tuple[str, str], EpochOf]:
     """Each loader under each recipe."""
     source: Source = FolderSource(root)
+    if len(source) > _MOST:
+        source = Subset(source, balanced(source.labels, _MOST, seed=0))
     copies = -(-_FEWEST // len(source))
     pack(source, "train", Destination(str(packed)), shard_bytes=_SHARD_BYTES, seed=0)
     shards: Source = ShardFolder(data.model_copy(update={"data_dir": str(packed)})).source("train")
     source, shards = (Subset(one, list(range(len(one))) * copies) for one in (source, shards))
+    files = {os.path.abspath(source.name(index)) for index in range(len(source))}
     passes: dict[tuple[str, str], EpochOf] = {}
     for title, recipe in RECIPES.items():
         augmentation = how.model_copy(update=recipe.ours)
@@ -122,7 +129,8 @@ def _passes(
         if not recipe.ours:
             passes[SHARDS, title] = _ours(shards, data, augmentation, accelerator)
         for peer in peers:
-            passes[peer, title] = _PEERS[peer](root, data, how, recipe, accelerator=accelerator, copies=copies)
+            loader = _PEERS[peer](root, data, how, recipe, accelerator=accelerator, files=files, copies=copies)
+            passes[peer, title] = loader
     return passes
 
 
@@ -162,8 +170,20 @@ def _ours(source: Source, data: Data, augmentation: Augmentation, accelerator: A
     return batches
 
 
+def _same_files(samples: list[Any], files: set[str], copies: int) -> list[Any]:
+    """Of a peer's (path, class) those that the others read too, as often as they do."""
+    return [sample for sample in samples if os.path.abspath(sample[0]) in files] * copies
+
+
 def _timm(
-    root: Path, data: Data, how: Augmentation, recipe: Recipe, *, accelerator: Accelerator, copies: int
+    root: Path,
+    data: Data,
+    how: Augmentation,
+    recipe: Recipe,
+    *,
+    accelerator: Accelerator,
+    files: set[str],
+    copies: int,
 ) -> EpochOf:
     """timm's loader: Pillow, uint8 batches, normalised on the device."""
     try:
@@ -171,7 +191,7 @@ def _timm(
     except ImportError as error:
         raise ValueError("peer timm is not installed: pip install timm") from error
     dataset = ImageDataset(str(root))
-    dataset.reader.samples = dataset.reader.samples * copies
+    dataset.reader.samples = _same_files(dataset.reader.samples, files, copies)
     workers = worker_count(data.workers, World())
     loader = create_loader(
         dataset,
@@ -200,7 +220,14 @@ def _timm(
 
 
 def _torchvision(
-    root: Path, data: Data, how: Augmentation, recipe: Recipe, *, accelerator: Accelerator, copies: int
+    root: Path,
+    data: Data,
+    how: Augmentation,
+    recipe: Recipe,
+    *,
+    accelerator: Accelerator,
+    files: set[str],
+    copies: int,
 ) -> EpochOf:
     """torchvision's reference: Pillow, transforms and normalisation in the loader processes."""
     from torchvision import datasets, transforms
@@ -216,7 +243,7 @@ def _torchvision(
         *of_tensors,
     ]
     dataset = datasets.ImageFolder(str(root), transforms.Compose(steps))
-    dataset.samples = dataset.imgs = dataset.samples * copies
+    dataset.samples = dataset.imgs = _same_files(dataset.samples, files, copies)
     workers = worker_count(data.workers, World())
     loader = DataLoader(
         dataset, batch_size=data.batch_size, shuffle=True, drop_last=True, num_workers=workers,

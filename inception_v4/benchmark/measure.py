@@ -10,6 +10,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,6 +99,7 @@ def measure(
 ) -> list[Row]:
     """One row per contestant of the group; a contestant that cannot run here has an `error`."""
     setup = Setup(accelerator, task=group.task, batch_size=group.batch_size, image_size=group.image_size)
+    torch.compiler.reset()  # after a second batch size torch would compile for any
     rows, passes, outputs = {}, {}, {}
     try:
         for entry in track(group.entries, f"{group.title}: preparing"):
@@ -118,9 +121,13 @@ def measure(
     gc.collect()
     if options.memory and accelerator.type == "cpu":
         for entry, row in track(rows.items(), f"{group.title}: memory"):
-            if not row.error:
+            if row.error:
+                continue
+            try:
                 memory, tensors = _alone(group, entry)
                 rows[entry] = replace(row, memory=memory, tensors=tensors)
+            except BrokenProcessPool:
+                rows[entry] = replace(row, error="its process was killed while its memory was measured: out of memory?")
     return _completed(group, rows, times, outputs)
 
 
@@ -128,6 +135,7 @@ def _prepare(setup: Setup, entry: Entry, row: Row) -> tuple[Pass, Tensor, Row]:
     """The contestant after some passes, its first output, and its row so far."""
     accelerator = setup.accelerator
     _set_mode(accelerator, entry)
+    setup.share(FORMS[entry.form])
     gc.collect()
     accelerator.reset_peak_memory()
     before = accelerator.used_memory()
@@ -135,7 +143,7 @@ def _prepare(setup: Setup, entry: Entry, row: Row) -> tuple[Pass, Tensor, Row]:
     run = FORMS[entry.form].build(setup, entry.precision)
     output = run().detach().float().cpu().clone()
     accelerator.synchronize()
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started + setup.spared
     for _ in range(2):
         run()
     accelerator.synchronize()
@@ -201,8 +209,9 @@ def _alone(group: Group, entry: Entry) -> tuple[int | None, int | None]:
     """`memory` and `tensors` of a contestant in a process of its own, beyond what torch itself takes."""
     # Ctrl-C is this process's to answer.
     ignoring = (signal.SIGINT, signal.SIG_IGN)
-    with multiprocessing.get_context("spawn").Pool(1, initializer=signal.signal, initargs=ignoring) as pool:
-        return pool.apply(_peak_of, (replace(group, entries=(entry,)),))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=signal.signal, initargs=ignoring) as pool:
+        return pool.submit(_peak_of, replace(group, entries=(entry,))).result()
 
 
 def _peak_of(group: Group) -> tuple[int | None, int | None]:

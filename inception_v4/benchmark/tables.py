@@ -66,4 +66,5 @@ def loader_verdict(given: float, needed: float, precision: str, workers: int) ->
     text = f"one device trains {needed:.0f} images/s in {precision}, and {workers} workers load {given:.0f} images/s: "
     if given >= needed:
         return text + "the loader keeps up"
-    return text + f"the device waits; --workers {-int(-workers * needed // given)} on as many CPUs would keep up"
+    count = max(1, workers)  # without workers the main process loads as one of them would
+    return text + f"the device waits; --workers {-int(-count * needed // given)} on as many CPUs would keep up"

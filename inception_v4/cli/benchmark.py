@@ -61,6 +61,8 @@ def command(suite: str, device: str, data: str | None, **options: Any) -> int:
     """
     if data is not None and options["resume_from"]:
         raise click.UsageError("--resume-from is for suites; --data measures one table: leave it out")
+    if suite == "cpu" and device == "auto":
+        device = "cpu"  # its runtimes have no other
     prepare_environment(device)
     if data is not None:
         return _measure_data(data, device, options)
@@ -183,10 +185,13 @@ def _measure_data(folder: str, device: str, options: dict[str, Any]) -> int:
     precision = options["precision"][0] if options["precision"] else "bf16" if native else "fp32"
     group = Group("train", min(batch_size, 4) if accelerator.type == "cpu" else batch_size, options["image_size"],
                   (Entry("plain", precision),))  # fmt: skip
-    needed = result["training_images_per_second"] = measure(group, accelerator, Timing(repeats=3))[0].images_per_second
+    (trained,) = measure(group, accelerator, Timing(repeats=3))
+    needed = result["training_images_per_second"] = trained.images_per_second
     _write(options["json_file"], json.dumps(result, indent=2) + "\n")
     if options["json_file"] == "-":
         click.echo(json.dumps(result, indent=2))
     elif needed:
         click.echo(loader_verdict(rows[0]["images_per_second"], needed, precision, options["workers"]))
+    else:
+        say(f"training could not be measured beside it: {trained.error}")
     return 0

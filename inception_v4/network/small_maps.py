@@ -59,7 +59,8 @@ def _by_product(x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tenso
     (height, width), (up, left) = weight.shape[2:], padding
     if stride == (1, 1):
         if height == width == 1:
-            return F.linear(x.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+            # Flattened in the order of memory, so that its gradient has the strides of the weight.
+            return F.linear(x.permute(0, 2, 3, 1), weight.permute(0, 2, 3, 1).flatten(1)).permute(0, 3, 1, 2)
         if height == 1 and x.shape[3] <= left + 1:
             return _rows(x.permute(0, 2, 3, 1), weight[:, :, 0]).permute(0, 3, 1, 2)
         if width == 1 and x.shape[2] <= up + 1:

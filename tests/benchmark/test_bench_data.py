@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from photos import class_folders
+from torch import Tensor
 
 from inception_v4.accelerator import select
 from inception_v4.benchmark import loaders as bench_data
@@ -28,6 +30,25 @@ def test_loaders_are_measured_in_turns(tmp_path: Path, split: str, monkeypatch: 
     for row in rows:
         assert len(row["runs"]) == 2 and 0 < row["least"] <= row["images_per_second"] <= row["most"]
     assert rows[0]["ratio"] > 0 and {row["ratio"] for row in rows if row["loader"] == "timm"} == {1}
+
+
+@pytest.mark.slow
+def test_of_many_pictures_some_of_each_class_are_measured_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_data, "_FEWEST", 1)
+    monkeypatch.setattr(bench_data, "_MOST", 8)
+    class_folders(tmp_path, {"a": 16, "b": 16})
+    seen: dict[str, set[int]] = {}
+
+    def counted(batches: Iterable[Tensor]) -> float:
+        seen.setdefault("pictures", set()).add(sum(len(images) for images in batches))
+        return 1.0
+
+    monkeypatch.setattr(bench_data, "_speed", counted)
+    data = Data(data_dir=str(tmp_path), batch_size=4, workers=1)
+    measure_loaders(
+        data, Augmentation(image_size=75), accelerator=select("cpu"), peers=["timm", "torchvision"], repeats=1
+    )
+    assert seen == {"pictures": {8}}, "all programs the same number"
 
 
 def test_unknown_peers_and_missing_pictures(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
@@ -130,13 +131,50 @@ def test_only_the_peers_that_were_asked_for() -> None:
 def test_compiling_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traced in earnest; the machine code, which takes minutes, is left out."""
     original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model, options: original(model, backend="eager"))
+    asked = []
+
+    def compile_without_code(model: torch.nn.Module, **how: object) -> torch.nn.Module:
+        asked.append(how["dynamic"])
+        return original(model, backend="eager", dynamic=how["dynamic"])  # type: ignore[call-overload,no-any-return]
+
+    monkeypatch.setattr(torch, "compile", compile_without_code)
     said: list[str] = []
     entries = [Entry("plain", "fp32"), Entry("plain compiled", "fp32")]
     assert [row.error for row in measure(group(*entries), select("cpu"), FAST, said.append)] == [None] * 2
     (notice,) = (i for i, line in enumerate(said) if "compiles the network for this CPU, once: " in line)
     assert said[notice - 1] == "  preparing plain compiled fp32"
+    assert asked == [False], "for one batch size, as the files of other runtimes are"
     assert all(form.compiles == ("compiled" in name or "graphs" in name) for name, form in FORMS.items())
+
+
+@pytest.mark.slow
+def test_an_export_counts_for_each_that_runs_it() -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    setup = Setup(select("cpu"), task="infer", batch_size=1, image_size=75)
+    path = setup.file("fused")
+    assert setup.spared == 0 and path.is_file()
+    assert setup.file("fused") == path
+    exporting = setup.spared
+    assert exporting > 0
+    setup.share(FORMS["fused in onnxruntime"])
+    assert setup.spared == 0
+    setup.file("int8")
+    assert setup.spared == exporting, "what it is made from was there"
+    setup.file("int8")
+    assert setup.spared > 2 * exporting
+    setup.close()
+
+
+def test_a_contestant_that_is_killed_in_its_own_process_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMS, "a", Form(("infer",), ("fp32",), lambda setup, precision: lambda: torch.ones(1)))
+
+    def killed(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(benchmark, "_alone", killed)
+    (row,) = measure(group(Entry("a", "fp32")), select("cpu"), FAST._replace(memory=True))
+    assert "killed" in row.error and row.memory is None
 
 
 def test_markdown_has_a_table_for_each_group() -> None:
@@ -176,6 +214,7 @@ def test_the_loader_is_measured_and_judged(tmp_path) -> None:
 def test_the_verdict_names_the_workers_that_would_do() -> None:
     assert "keeps up" in loader_verdict(200, 100, "bf16", 2)
     assert "--workers 5 " in loader_verdict(200, 450, "bf16", 2)
+    assert "--workers 3 " in loader_verdict(200, 450, "bf16", 0)
 
 
 @pytest.mark.parametrize(

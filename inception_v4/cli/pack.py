@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from inception_v4.cli.options import CONTEXT
+from inception_v4.cli.options import CONTEXT, announce
 
 PACKABLE = ["folder", "list", "imagenet", "cifar10", "cifar100", "wds"]
 
@@ -40,7 +40,9 @@ def command(data: str, shards: str, shard_mb: float, seed: int, **options: Any) 
     from inception_v4.settings.schema import Data
 
     settings = Data(data_dir=data, **{name: value for name, value in options.items() if value is not None})
-    to = Destination(shards)
+    to, said = Destination(shards), set[str]()
     for split, source in open_for_packing(settings, seed):
+        announce([remark for remark in source.remarks if remark not in said])
+        said.update(source.remarks)
         count = pack(source, split, to, shard_bytes=int(shard_mb * 1e6), seed=seed if split == "train" else None)
         click.echo(f"{shards}: {len(source)} pictures of {len(source.class_names)} classes in {count} shards ({split})")

@@ -10,6 +10,10 @@ from pathlib import Path
 
 from inception_v4.data.suffixes import Sieve
 
+_WORDS_OF_SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
+_FILLINGS = "set|split|data|images|pictures"
+"""What may follow such a word, as in "train_set" or "val2017"; "training shoes" is a class."""
+
 
 def class_folders(root: Path, sieve: Sieve | None = None, *, order: str = "text") -> tuple[str, ...]:
     """Names of the class folders in `root`, in `order`; `sieve` remembers what was passed over."""
@@ -53,9 +57,19 @@ def subfolders(root: Path, sieve: Sieve | None = None) -> list[str]:
 def picture_files(folder: Path, sieve: Sieve | None = None) -> Iterator[str]:
     """Paths of the pictures in `folder`, at any depth; `sieve` remembers what was passed over."""
     sieve = sieve or Sieve()
+    ways: dict[str, tuple[tuple[int, int], ...]] = {}  # the directories above each one that is still to come
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if sieve.is_folder(name)]
+        way = (*ways.pop(parent, ()), _identity(parent))
+        inner = {name: os.path.join(parent, name) for name in folders if sieve.is_folder(name)}
+        # A link to one of these would lead through all of its pictures again, and again.
+        folders[:] = [name for name, path in inner.items() if not (os.path.islink(path) and _identity(path) in way)]
+        ways |= {inner[name]: way for name in folders}
         yield from (os.path.join(parent, name) for name in files if sieve.is_picture(parent, name))
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    state = os.stat(folder)
+    return state.st_dev, state.st_ino
 
 
 def no_pictures(folder: Path) -> str:
@@ -80,8 +94,18 @@ def missing(path: Path, setting: str) -> str:
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that was perhaps meant: a longer form ("validation" for "val"), or a slip of the pen."""
     others = [other for other in names if other != name]
+    if known := stand_in(name, others):
+        return known
     longer = [other for other in others if other.lower().startswith(name.lower())]
     return next(iter(longer or difflib.get_close_matches(name, others, n=1)), None)
+
+
+def stand_in(split: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that says what `split` says: another word for it, or its letters in another order."""
+    words = _WORDS_OF_SPLITS.get(split, (split,))
+    letters = [sorted(word) for word in words]
+    known = re.compile(rf"({'|'.join(map(re.escape, words))})({_FILLINGS}|[\W\d_])*")
+    return next((name for name in names if known.fullmatch(name.lower()) or sorted(name.lower()) in letters), None)
 
 
 def folders_for_tests(root: Path) -> list[str]:

@@ -26,6 +26,8 @@ from inception_v4.storage.on_demand import Ahead, OnDemand
 FORMAT = "inception-v4 shards 1"
 """The only key of the file's metadata: several would be written in an order of chance."""
 _OPEN_AT_ONCE = 64
+_COPIES_OPEN_AT_ONCE = 8
+"""Few: opening a copy again marks it as in use, so that the least recently wanted ones are the first to be removed."""
 _COLUMNS = {"shard": np.int32, "offset": np.int64, "size": np.int64, "label": np.int32}
 
 
@@ -57,7 +59,7 @@ class Contents:
 
     def write(self, file: Path) -> None:
         names = np.frombuffer(self.names.tobytes(), np.uint8).reshape(len(self.names), -1)
-        about = json.dumps({"archives": self.archives, "class_names": self.class_names}, ensure_ascii=False)
+        about = json_bytes({"archives": self.archives, "class_names": self.class_names}).decode()
         with atomic_write(file) as temporary:
             columns = {name: getattr(self, name) for name in _COLUMNS}
             temporary.write_bytes(save(columns | {"names": names}, {FORMAT: about}))
@@ -92,9 +94,16 @@ class Contents:
             raise ValueError("a picture is in an archive that is not there")
         if self.label.min() < 0 or self.label.max() >= len(self.class_names):
             raise ValueError("a picture is of a class that is not there")
-        ends = np.array([size for _, size in self.archives])[self.shard]
-        if self.offset.min() < 0 or self.size.min() < 0 or (self.offset + self.size > ends).any():
+        ends = np.array([size for _, size in self.archives], np.int64)[self.shard]
+        # No sum of two columns: it could be beyond int64 and come out below zero.
+        beyond = (self.offset > ends) | (self.size > ends - self.offset)
+        if self.offset.min() < 0 or self.size.min() < 0 or beyond.any():
             raise ValueError("a picture is beyond the end of its archive")
+
+
+def json_bytes(value: Any, *, indent: int | None = None) -> bytes:
+    """JSON in UTF-8. Of file names that are none it has the bytes as escapes, which come back as Python has them."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", "backslashreplace")
 
 
 @contextmanager
@@ -169,9 +178,9 @@ class PackedSource(Source):
 
     def _descriptor(self, number: int) -> int:
         if number not in self._open:
-            self._open[number] = self._opened(number)
-            if len(self._open) > _OPEN_AT_ONCE:
-                os.close(self._open.popitem(last=False)[1])
+            opened = self._opened(number)
+            self._close_others()
+            self._open[number] = opened
         self._open.move_to_end(number)
         return self._open[number]
 
@@ -179,6 +188,15 @@ class PackedSource(Source):
         if isinstance(self._archives, OnDemand):
             return self._archives.open(number)
         return os.open(self._archives / self._contents.archives[number][0], os.O_RDONLY)
+
+    def _close_others(self) -> None:
+        """Makes room for one more descriptor, and closes copies that have been removed: these still take disk."""
+        on_demand = isinstance(self._archives, OnDemand)
+        removed = [n for n, opened in self._open.items() if on_demand and os.fstat(opened).st_nlink == 0]
+        for number in removed:
+            os.close(self._open.pop(number))
+        while len(self._open) >= (_COPIES_OPEN_AT_ONCE if on_demand else _OPEN_AT_ONCE):
+            os.close(self._open.popitem(last=False)[1])
 
     def __getstate__(self) -> dict[str, Any]:
         # Descriptors, threads and their locks are of one process.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import tarfile
 import tempfile
@@ -17,7 +16,7 @@ import numpy as np
 from inception_v4.console import progress, say
 from inception_v4.data.imagenet import TRAIN_TAR, mat_reader, train_contents, val_contents
 from inception_v4.data.labelled import Source
-from inception_v4.data.packed import Contents, PackedSource
+from inception_v4.data.packed import Contents, PackedSource, json_bytes
 from inception_v4.data.shards import CLASS_NAMES, contents_name
 from inception_v4.data.sources import open_source
 from inception_v4.data.suffixes import PICTURE_SUFFIXES
@@ -75,7 +74,11 @@ class Destination:
 
 
 def open_for_packing(data: Data, seed: int) -> Iterator[tuple[str, Source]]:
-    """The training and the validation pictures, one after the other; of ImageNet also from its tar files."""
+    """The training and the validation pictures, one after the other; of ImageNet also from its tar files.
+
+    Raises:
+        FileNotFoundError, ValueError: as `sources.open_source`; pictures have several classes.
+    """
     root = Path(str(data.data_dir)).expanduser()
     archived = (
         data.dataset in (None, "imagenet") and not (root / data.folders[0]).is_dir() and (root / TRAIN_TAR).is_file()
@@ -86,7 +89,20 @@ def open_for_packing(data: Data, seed: int) -> Iterator[tuple[str, Source]]:
         if archived:
             yield split, PackedSource(contents(root), root, title=str(root), max_pixels=data.max_pixels)
         else:
-            yield split, open_source(data, split, world=World(), seed=seed)
+            source = open_source(data, split, world=World(), seed=seed, several=True)
+            _require_one_class(source, str(data.data_dir))
+            yield split, source
+
+
+def _require_one_class(source: Source, title: str) -> None:
+    """Raises ValueError where pictures have several classes: a shard's label is one number."""
+    several = next((labels for labels in source.label_sets or [] if len(labels) > 1), None)
+    if source.label_sets is not None:
+        example = "" if several is None else f", as {' and '.join(repr(source.class_names[k]) for k in several[:2])}"
+        raise ValueError(
+            f"{title}: some pictures have several classes{example}: shards hold one for each picture; train from "
+            "the list itself (--loss bce), or give every picture one class"
+        )
 
 
 class ShardPlan(NamedTuple):
@@ -138,7 +154,7 @@ def pack(source: Source, split: str, to: Destination, *, shard_bytes: int, seed:
             labels = [source.labels[picture] for picture in pictures]
             rows += [(number, m.offset, m.size, label, m.name) for m, label in zip(members, labels, strict=True)]
     with to.file(CLASS_NAMES) as path:
-        path.write_text(json.dumps(source.class_names, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+        path.write_bytes(json_bytes(source.class_names, indent=0) + b"\n")
     with to.file(contents_name(split)) as path:  # last: where it is, all is there
         Contents.of(archives, source.class_names, rows).write(path)
     return len(plan.names)
@@ -157,7 +173,7 @@ def write_shard(path: Path, source: Source, pictures: np.ndarray, *, first: int)
             key = f"{number:08d}"
             _add(tar, f"{key}.{_suffix(name)}", source.content(picture))
             _add(tar, f"{key}.cls", str(source.labels[picture]).encode())
-            _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=False).encode())
+            _add(tar, f"{key}.json", json_bytes(about))
     return [member for member in tar_members(path) if is_picture(member.name)]
 
 

@@ -47,6 +47,8 @@ from inception_v4.data.suffixes import HEIF_REMEDY, is_heif, remedy
 from inception_v4.preprocessing import MAX_PIXELS
 
 _JPEG = b"\xff\xd8\xff"
+_FORMATS = ("JPEG", "PNG", "HEIF", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "AVIF", "JPEG2000")
+"""Of Pillow's; its JPEG reader has MPO too. Others it opens with programs (Ghostscript) that no picture needs."""
 _LIMIT = Lock()
 _SKIP = "or leave such pictures out with --on-corrupt skip"
 
@@ -141,8 +143,12 @@ def decode_picture(data: bytes, name: str, how: Decoding = USUAL) -> Tensor:
         raise CorruptImage(f"cannot decode {name} ({_reason(data, error)})", _remedy(data, name, error)) from error
 
 
-class _TooLarge(ValueError):
-    """More pixels than wanted in memory."""
+class _Refused(ValueError):
+    """A picture that Pillow reads and that is not taken, and what to do about it."""
+
+    def __init__(self, fault: str, remedy: str) -> None:
+        super().__init__(fault)
+        self.remedy = remedy
 
 
 def _reason(data: bytes, error: Exception) -> str:
@@ -158,8 +164,8 @@ def _reason(data: bytes, error: Exception) -> str:
 def _remedy(data: bytes, name: str, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
         return HEIF_REMEDY
-    if isinstance(error, _TooLarge):
-        return f"make it smaller, raise max_pixels, {_SKIP}"
+    if isinstance(error, _Refused):
+        return f"{error.remedy}, {_SKIP}"
     special = remedy(name) if isinstance(error, UnidentifiedImageError) and not is_heif(data) else None
     return f"{special}, {_SKIP}" if special else f"replace or delete it, {_SKIP}"
 
@@ -177,7 +183,12 @@ def _decode_with_pillow(data: bytes, how: Decoding) -> Tensor:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey, which Pillow's own conversion would clip at 255, by its high bytes; others as they are."""
+    """16-bit grey, which Pillow's own conversion would clip at 255, by its high bytes; others as they are.
+
+    Raises _Refused for floating point numbers: nothing says which of them is white.
+    """
+    if image.mode == "F":
+        raise _Refused("its grey values are floating point numbers", "save it with 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
@@ -194,19 +205,30 @@ def opened(data: bytes) -> Iterator[Image.Image]:
     with _LIMIT:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(io.BytesIO(data))
+            image = _identified(data)
         finally:
             Image.MAX_IMAGE_PIXELS = before
     with image:
         yield image
 
 
+def _identified(data: bytes) -> Image.Image:
+    """Opened as one of the formats that are read; raises UnidentifiedImageError where it is none that Pillow knows."""
+    # The plugins of all formats take longer to import than most pictures to decode.
+    Image.preinit()
+    with suppress(UnidentifiedImageError):
+        return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+    Image.init()
+    return Image.open(io.BytesIO(data), formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
 def _keep_within(image: Image.Image, data: bytes, limit: int) -> None:
-    """Has a picture above the limit decoded at a fraction of its size; raises _TooLarge where that cannot be."""
+    """Has a picture above the limit decoded at a fraction of its size; raises _Refused where that cannot be."""
     width, height = image.size
     fraction = fraction_within(height, width, limit)
     if fraction == 1:
         return
     if fraction is None or not (isinstance(image, JpegImageFile) and decodes_row_by_row(data, header_of(data))):
-        raise _TooLarge(f"{width} x {height} pixels are more than max_pixels {limit}")
+        fault = f"{width} x {height} pixels are more than max_pixels {limit}"
+        raise _Refused(fault, "make it smaller, raise max_pixels")
     image.draft(None, (width // fraction, height // fraction))

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -117,7 +118,8 @@ class ShardFolder:
         if given is not None:
             return self._here(given)
         shards = self.split(split)
-        key = hashlib.sha256(repr((self.title, shards, self.data.class_order)).encode()).hexdigest()[:16]
+        made_of = (self.title, shards, self.data.class_order, self.entries.get(CLASS_NAMES))
+        key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
 
         def make(part: Path) -> None:
             found = scan(shards, self._here, self._class_names(), order=self.data.class_order)
@@ -165,13 +167,11 @@ def scan(
     for number, entry in enumerate(track(shards, "reading the tables of contents")):
         with open(path := here(entry), "rb") as file:
             for key, parts in _samples(path):
-                picture = next(
-                    (part for part in parts.items() if f".{part[0].rpartition('.')[2]}" in PICTURE_SUFFIXES), None
-                )
-                if picture is None:
+                suffix = _picture_suffix(parts)
+                if suffix is None:
                     continue
                 label = _label(f"{entry.name}/{key[:200]}", parts, lambda member: _text(file, member))
-                found.append((number, picture[1].offset, picture[1].size, label, f"{key}.{picture[0]}"))
+                found.append((number, parts[suffix].offset, parts[suffix].size, label, f"{key}.{suffix}"))
     if not found:
         raise ValueError(f"{', '.join(entry.name for entry in shards[:3])}: no pictures in these shards")
     names, labels = _numbered([row[3] for row in found], list(class_names), order)
@@ -196,6 +196,13 @@ def _samples(archive: Path) -> Iterator[tuple[str, dict[str, Member]]]:
         parts[suffix.lower()] = member
     if parts:
         yield current, parts
+
+
+def _picture_suffix(parts: Mapping[str, Member]) -> str | None:
+    """Which member of a sample is its picture: `jpg` before `depth.png`, which is alone in some data sets."""
+    whole = (suffix for suffix in parts if f".{suffix}" in PICTURE_SUFFIXES)
+    last = (suffix for suffix in parts if f".{suffix.rpartition('.')[2]}" in PICTURE_SUFFIXES)
+    return next(chain(whole, last), None)
 
 
 def _text(file: IO[bytes], member: Member) -> str:

@@ -17,6 +17,7 @@ from inception_v4.data.folders import (
     nearest,
     no_pictures,
     picture_files,
+    stand_in,
     subfolders,
 )
 from inception_v4.data.labelled import ArraySource, FileSource, Source, Subset
@@ -112,8 +113,11 @@ def _open_folder(data: Data, wanted: _Wanted) -> Source:
         raise FileNotFoundError(missing(val, "val_split"))
     if holds_classes(val) or data.val_split:
         return _open_split(data, wanted)
+    # Where classes are in the root itself, a name that is merely near is one of theirs ("rain" is not "train"): only
+    # what says the same is a split then. Where they are in the training folder, what lies beside it is no class.
+    likely = nearest if holds_classes(train) else stand_in
     for folder, setting, asked in ((train, "train_split", data.train_split), (val, "val_split", None)):
-        similar = nearest(folder.name, subfolders(root))
+        similar = likely(folder.name, subfolders(root))
         if not folder.is_dir() and (asked or (similar and holds_classes(root / similar))):
             # Not taken for a class, nor left aside while a part of the training pictures is held out.
             raise FileNotFoundError(missing(folder, setting))

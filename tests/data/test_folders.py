@@ -4,7 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from inception_v4.data.folders import check_same_classes, class_folders, few, missing, picture_files
+from inception_v4.data.folders import (
+    check_same_classes,
+    class_folders,
+    few,
+    missing,
+    nearest,
+    picture_files,
+    stand_in,
+)
 
 
 def test_pictures_at_any_depth_whatever_the_case(tmp_path: Path) -> None:
@@ -36,3 +44,37 @@ def test_class_sets(tmp_path: Path) -> None:
 
 def test_long_lists_are_cut() -> None:
     assert few(str(i) for i in range(9)) == "0, 1, 2, 3, 4, 5, 6, 7 and 1 more"
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    for name in ("ape/000.jpg", "ape/deep/001.jpg", "other/002.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "ape" / "self").symlink_to(".")
+    (tmp_path / "ape" / "deep" / "up").symlink_to("..")
+    (tmp_path / "ape" / "linked").symlink_to("../other")
+    (tmp_path / "other" / "back").symlink_to("../ape")
+    found = sorted(str(Path(file).relative_to(tmp_path / "ape")) for file in picture_files(tmp_path / "ape"))
+    assert found == ["000.jpg", "deep/001.jpg", "linked/002.jpg"]
+    assert list(picture_files(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize(
+    ("split", "names", "meant"),
+    [
+        ("train", ["rain", "sun"], None),
+        ("train", ["rain", "trian"], "trian"),
+        ("train", ["trainers", "Training_Set"], "Training_Set"),
+        ("train", ["training shoes", "trains"], None),
+        ("train", ["train2017"], "train2017"),
+        ("val", ["valley", "vale"], None),
+        ("val", ["valley", "vaild"], "vaild"),
+        ("val", ["Validation"], "Validation"),
+        ("val", ["valset"], "valset"),
+        ("holdout", ["houldot", "houses"], "houldot"),
+    ],
+)
+def test_which_name_stands_for_a_split(split: str, names: list[str], meant: str | None) -> None:
+    assert stand_in(split, names) == meant
+    if meant:
+        assert nearest(split, names) == meant

@@ -80,6 +80,24 @@ def test_missing_folders_name_the_nearest(tmp_path: Path) -> None:
         open_source(Data(dataset="folder"), "train", world=World(), seed=0)
 
 
+def test_classes_whose_names_are_near_to_a_splits(tmp_path: Path) -> None:
+    """Folders in class folders make none of them a split: cameras, years, breeds."""
+    for name in ("rain", "vale", "valley"):
+        class_folders(tmp_path / name, {"cam1": 3, "cam2": 3})
+    assert _open(tmp_path, "train").class_names == ("rain", "vale", "valley")
+    assert len(_open(tmp_path, "train")) + len(_open(tmp_path, "val")) == 18
+    class_folders(tmp_path / "trian", {"cam1": 3})
+    with pytest.raises(FileNotFoundError, match=r"train_split: .*did you mean 'trian'\?"):
+        _open(tmp_path, "train")
+    (tmp_path / "trian").rename(tmp_path / "validation set")
+    with pytest.raises(FileNotFoundError, match=r"val_split: .*did you mean 'validation set'\?"):
+        _open(tmp_path, "train")
+    (tmp_path / "rain").rename(tmp_path / "train")
+    (tmp_path / "validation set").rename(tmp_path / "wal")
+    with pytest.raises(FileNotFoundError, match=r"val_split: .*did you mean 'val"):
+        _open(tmp_path, "train")
+
+
 @pytest.mark.parametrize("setting", ["train_split", "val_split"])
 def test_a_folder_that_was_asked_for_and_is_not_there_is_an_error(tmp_path: Path, setting: str) -> None:
     """Not a reason to hold out training pictures, nor to train on everything."""

@@ -53,7 +53,11 @@ def _unpack(archive: Path, part: Path) -> None:
         members = [member for member in opened.infolist() if not member.filename.endswith("/")]
         _require_harmless(archive, members)
         size = sum(member.file_size for member in members)
-        require_room(part, size, f"unpacking {archive.name}")
+        for abandoned in part.rglob(".*.tmp"):
+            if abandoned.is_file():
+                abandoned.unlink()  # by a process that was killed while it wrote
+        missing = sum(m.file_size for m in members if not _is_unpacked(part / m.filename, m.file_size))
+        require_room(part, missing, f"unpacking {archive.name}")
         say(f"unpacking {archive} ({len(members)} files, {megabytes(size)})")
         with progress("unpacking, MB", size / 1e6) as count_on:
             for member in members:
@@ -93,10 +97,20 @@ def _damaged(archive: Path, error: Exception) -> ArchiveError:
     return ArchiveError(f"{archive} cannot be unpacked ({reason}): fetch it again, or make it anew")
 
 
+def _is_unpacked(target: Path, size: int) -> bool:
+    """By an interrupted run."""
+    try:
+        return target.is_file() and target.stat().st_size == size
+    except OSError as error:
+        if error.errno not in _UNFIT:
+            raise
+        return False
+
+
 def _write_member(content: Iterator[bytes], size: int, target: Path) -> None:
     """Whole or not at all."""
-    if target.is_file() and target.stat().st_size == size:
-        return  # by an interrupted run
+    if _is_unpacked(target, size):
+        return
     with atomic_write(target) as temporary, open(temporary, "wb") as file:
         file.writelines(content)
 

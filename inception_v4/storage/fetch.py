@@ -6,8 +6,10 @@ import fcntl
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +22,9 @@ KEEP_FREE = 0.1
 """Part of the free disk that copies leave alone where no limit is given."""
 
 _AT_ONCE = 8
+_PART, _GONE = ".part", ".gone"
+"""Ends of the hidden folders of what `build_once` has not done yet, and of copies that are being removed."""
+_Piece = tuple[Place, RemoteFile]
 _used: list[IO[bytes]] = []
 """Open for as long as this process lives: copies that it reads and nobody may remove."""
 
@@ -39,7 +44,7 @@ def local_copy(
 
     Args:
         cache: folder of the copies; default: the user's cache.
-        limit: bytes of all copies; default: what leaves a tenth of the disk free.
+        limit: bytes of all copies, whole or not; default: what leaves a tenth of the disk free.
         wanted: of the names in a folder, those that are copied.
         beside: names of files beside a file that belong to it, where they are there.
     Raises:
@@ -61,29 +66,30 @@ def local_copy(
     folder = cache / f"{place.name or 'files'}-{key}"
     cache.mkdir(parents=True, exist_ok=True)
     _hold(folder)
-    if not folder.is_dir():
-        size = sum(entry.size for _, entry in pieces)
-        _make_room(cache, source, size, limit)
-        build_once(folder, lambda part: _download(place.address, pieces, part))
+
+    def build(part: Path) -> None:
+        _make_room(part, source, pieces, limit)
+        _download(place.address, pieces, part)
+
+    build_once(folder, build)
     os.utime(folder)
     return str(folder / place.name if is_file else folder)
 
 
-def _beside(place: Place, names: Sequence[str]) -> list[tuple[Place, RemoteFile]]:
+def _beside(place: Place, names: Sequence[str]) -> list[_Piece]:
     parent = place.address.rpartition("/")[0]
     others = [Place(f"{parent}/{name}") for name in names]
     return [(other, entry) for other in others for entry in other.entries() if entry.name == ""]
 
 
-def _download(address: str, pieces: list[tuple[Place, RemoteFile]], part: Path) -> None:
-    size = sum(entry.size for _, entry in pieces)
+def _download(address: str, pieces: list[_Piece], part: Path) -> None:
+    size = _bytes_of(pieces)
     say(f"fetching {address} ({len(pieces)} files, {megabytes(size)})")
 
-    def one(piece: tuple[Place, RemoteFile]) -> int:
+    def one(piece: _Piece) -> int:
         place, entry = piece
-        target = part / (entry.name or place.name)
-        if not (target.is_file() and target.stat().st_size == entry.size):  # else an interrupted fetch brought it
-            place.get(entry, target)
+        if not _has_come(piece, part):
+            place.get(entry, _target(piece, part))
         return entry.size
 
     with progress("fetching, MB", size / 1e6) as count_on, ThreadPoolExecutor(_AT_ONCE) as several:
@@ -91,13 +97,35 @@ def _download(address: str, pieces: list[tuple[Place, RemoteFile]], part: Path) 
             count_on(count / 1e6)
 
 
-def _make_room(cache: Path, source: str, size: int, limit: int | None) -> None:
-    """Remove the least recently used copies until `size` more bytes are within the limit."""
-    copies = [folder for folder in cache.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    sizes = {folder: sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) for folder in copies}
+def _bytes_of(pieces: list[_Piece]) -> int:
+    return sum(entry.size for _, entry in pieces)
+
+
+def _target(piece: _Piece, part: Path) -> Path:
+    place, entry = piece
+    return part / (entry.name or place.name)
+
+
+def _has_come(piece: _Piece, part: Path) -> bool:
+    """By an interrupted fetch."""
+    target = _target(piece, part)
+    return target.is_file() and target.stat().st_size == piece[1].size
+
+
+def _make_room(part: Path, source: str, pieces: list[_Piece], limit: int | None) -> None:
+    """Remove the least recently used copies, and what interrupted fetches have left of others, until this one is within
+    the limit."""
+    cache, size = part.parent, _bytes_of(pieces)
+    _sweep(cache)
+    for abandoned in part.rglob(".*.tmp"):
+        if abandoned.is_file():
+            abandoned.unlink()  # by a process that was killed while it fetched
+    missing = _bytes_of([piece for piece in pieces if not _has_come(piece, part)])
+    others = [folder for folder in cache.iterdir() if folder.is_dir() and folder.suffix != _GONE and folder != part]
+    sizes = {folder: _bytes_in(folder) for folder in others}
     held = sum(sizes.values())
-    most = int((free_bytes(cache) + held) * (1 - KEEP_FREE)) if limit is None else limit
-    for folder in sorted(copies, key=lambda folder: folder.stat().st_mtime):
+    most = int((free_bytes(cache) + size - missing + held) * (1 - KEEP_FREE)) if limit is None else limit
+    for folder in sorted(others, key=_last_used):
         if held + size > most and _remove(folder):
             held -= sizes[folder]
     if held + size > most:
@@ -105,21 +133,55 @@ def _make_room(cache: Path, source: str, size: int, limit: int | None) -> None:
             f"{source} has {megabytes(size)}: with the {megabytes(held)} of copies in use in {cache} that is more than "
             f"the {megabytes(most)} that they may take: raise the limit, or name another folder for the copies"
         )
-    require_room(cache, size, f"a copy of {source}")
+    require_room(cache, missing, f"a copy of {source}")
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of its files, some of which may go while this looks."""
+    total = 0
+    for inside, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(inside, name)).st_size
+    return total
+
+
+def _last_used(folder: Path) -> float:
+    """As a time of the file system; long ago where another process has just removed it."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _hold(folder: Path) -> None:
-    """Mark a copy as used for as long as this process lives."""
-    mark = open(folder.parent / f".{folder.name}.used", "ab")  # noqa: SIM115 open until the process ends
+    """Mark a copy as used, or as being made, for as long as this process lives."""
+    mark = open(_mark(folder), "ab")  # noqa: SIM115 open until the process ends
     fcntl.flock(mark, fcntl.LOCK_SH)
     _used.append(mark)
 
 
+def _mark(folder: Path) -> Path:
+    """The file that is locked by those who use a copy; what there is of it before it is whole has the same."""
+    name = folder.name[1:].removesuffix(_PART) if folder.suffix == _PART else folder.name
+    return folder.with_name(f".{name}.used")
+
+
 def _remove(folder: Path) -> bool:
-    with open(folder.parent / f".{folder.name}.used", "ab") as mark:
+    """Remove a copy, or a part of one; False where a living process uses it."""
+    with open(_mark(folder), "ab") as mark:
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        shutil.rmtree(folder)
+        # At once under its name: what an interruption leaves would be taken for a copy.
+        with suppress(FileNotFoundError):  # another process was faster
+            folder.rename(folder.with_name(f".{uuid.uuid4().hex}{_GONE}"))
+    _sweep(folder.parent)
     return True
+
+
+def _sweep(cache: Path) -> None:
+    """Delete what has been removed; several processes may do that at once."""
+    for gone in cache.glob(f".*{_GONE}"):
+        shutil.rmtree(gone, ignore_errors=True)

@@ -6,6 +6,7 @@ Training never waits for it and never stops because of it: the local directory i
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from inception_v4.storage.remote import Place, StorageError
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 _APPENDED = (".jsonl",)
 """Suffixes of files that grow in place, as TensorBoard's do; all others are replaced as a whole."""
+
+_CHECKPOINT = re.compile(r"checkpoints/step-([0-9]+)\.pt")
 
 Stamp = tuple[int, int]
 """Size and time of change of a file, in bytes and nanoseconds."""
@@ -135,15 +138,14 @@ class Mirror:
     def _snapshot(self, name: str, snapshot: Path) -> bool:
         """The file as it is now, under another name; False where it has gone since."""
         path = self._folder / name
+        # One of a process that was killed may be another name of a checkpoint: a copy would be written into that.
+        snapshot.unlink(missing_ok=True)
+        grows = path.suffix in _APPENDED or "tfevents" in path.name
         try:
-            if path.suffix in _APPENDED or "tfevents" in path.name:
+            if grows or not _linked(path, snapshot):
                 shutil.copyfile(path, snapshot)
-            else:
-                os.link(path, snapshot)
         except FileNotFoundError:
             return False
-        except PermissionError:  # a file system without hard links
-            shutil.copyfile(path, snapshot)
         return True
 
     def _missing(self) -> dict[str, Stamp]:
@@ -162,14 +164,38 @@ class Mirror:
         return states
 
 
+def _linked(path: Path, other: Path) -> bool:
+    """Whether a file has got another name; not where its file system has no hard links, or is another one."""
+    try:
+        os.link(path, other)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
 def bring_back(address: str, folder: Path) -> None:
-    """What a run directory needs to go on from its copy: the newest checkpoint, weights and records, where they are not
-    there already."""
+    """What a run directory needs to go on from its copy: the newest checkpoint, weights and records; nothing where the
+    directory has a checkpoint of that step or of a later one.
+
+    Raises:
+        StorageError: the copy cannot be read.
+        DiskFull: no room.
+    """
     place = Place(address)
     entries = place.entries()
-    checkpoints = [e for e in entries if e.name.startswith("checkpoints/step-") and e.name.endswith(".pt")]
+    copied = {_step_of(entry.name): entry for entry in entries}
+    here = (path.relative_to(folder).as_posix() for path in folder.glob("checkpoints/step-*.pt") if path.is_file())
+    newest = max(copied, default=-1)
+    if newest <= max(map(_step_of, here), default=-1):
+        return
     rest = [e for e in entries if e.name in ("metrics.jsonl", "best.safetensors", "last.safetensors")]
-    newest = checkpoints[-1:]
-    if newest and not (folder / newest[0].name).exists():
-        for entry in [*newest, *rest]:
-            place.get(entry, folder / entry.name)
+    for entry in [*rest, copied[newest]]:  # the checkpoint last: with it nothing is brought again
+        place.get(entry, folder / entry.name)
+
+
+def _step_of(name: str) -> int:
+    """Of a checkpoint; -1 of any other file."""
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else -1

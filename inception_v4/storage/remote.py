@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from inception_v4.files import DiskFull, atomic_write
 from inception_v4.settings.addresses import SCHEMES, redacted, require_plain
@@ -26,6 +28,11 @@ SMALL_FILE = 1 << 16
 """Bytes of a file that is read into memory as a whole."""
 
 _WHOLE_AT_ONCE = ("s3", "obs", "gs")
+_S3_PROTOCOL = ("s3", "obs")
+_DIRECTORY_BUCKET = "--x-s3"
+"""End of the names of buckets whose ETags are no checksums."""
+_CHECKSUMS = ("request_checksum_calculation", "response_checksum_validation")
+"""Settings of botocore since 1.36."""
 _MD5 = re.compile(r'"?([0-9a-f]{32})(?:-(\d+))?"?')
 _OBS_ENDPOINTS = ("OBS_ENDPOINT", "S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
@@ -58,6 +65,7 @@ class Place:
         self.scheme, _, self._rest = self.address.partition("://")
         self._files = _filesystem(self.scheme)
         self._root = os.path.abspath(f"/{self._rest}") if self.scheme == "file" else self._rest
+        self._sizes_only = self.scheme == "s3" and self._rest.partition("/")[0].endswith(_DIRECTORY_BUCKET)
 
     @property
     def name(self) -> str:
@@ -72,19 +80,25 @@ class Place:
                 return [_entry("", self._files.info(self._root))]
             found = self._files.find(self._root, detail=True)
         root = self._files._strip_protocol(self._root).rstrip("/") + "/"
-        entries = [_entry(path.removeprefix(root), info) for path, info in found.items()]
+        files = ((path, info) for path, info in found.items() if not _is_folder(path, info))
+        entries = [_entry(path.removeprefix(root), info) for path, info in files]
         for entry in entries:
             if not _is_inside(entry.name):
                 raise StorageError(f"{self.address} holds {entry.name!r}, which is no name inside a folder")
         return sorted((e for e in entries if not e.name.rpartition("/")[2].endswith(".part")), key=lambda e: e.name)
 
     def get(self, entry: RemoteFile, target: Path) -> None:
-        """Copy a file here, whole or not at all, and check its size and the checksum that the store has of it."""
+        """Copy a file here, whole or not at all, and check its size and the checksum that the store has of it.
+
+        Raises:
+            StorageError: not reachable, or other bytes came than are there.
+            DiskFull: no room.
+        """
         with atomic_write(target, needed=entry.size) as temporary:
             with _told(self._path(entry.name)):
                 self._files.get_file(self._path(entry.name), str(temporary))
             size = temporary.stat().st_size
-            if size != entry.size or _agrees(entry.version, temporary) is False:
+            if size != entry.size or not self._has_sum_of(entry, temporary):
                 raise StorageError(f"{self.address}/{entry.name}: {size} bytes came, not those that are there")
 
     def put(self, source: Path, name: str) -> None:
@@ -94,7 +108,7 @@ class Place:
             arrived = path if self.scheme in _WHOLE_AT_ONCE else f"{path}.part"
             if self.scheme not in _WHOLE_AT_ONCE:
                 self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-            options = {"chunksize": PART} if self.scheme in ("s3", "obs") else {}
+            options = {"chunksize": PART} if self.scheme in _S3_PROTOCOL else {}
             self._files.put_file(str(source), arrived, **options)
             self._check(source, arrived)
             if arrived != path:
@@ -133,8 +147,27 @@ class Place:
         return self.scheme in _WHOLE_AT_ONCE
 
     def delete(self, name: str) -> None:
-        with _told(f"{self.address}/{name}"):
+        """Remove a file; one that is gone already is no error."""
+        with _told(f"{self.address}/{name}"), suppress(FileNotFoundError):
             self._files.rm_file(self._path(name))
+
+    def _has_sum_of(self, entry: RemoteFile, file: Path) -> bool:
+        """Whether a file has the checksum of an object; True where the store tells none."""
+        if not self._sizes_only and _agrees(entry.version, file) is False:
+            self._sizes_only = self._is_encrypted(entry.name)
+            return self._sizes_only
+        return True
+
+    def _is_encrypted(self, name: str) -> bool:
+        """Whether an object is under a key of the customer or of a key service: its ETag looks like an MD5, and is
+        none. Buckets have one way of encryption as a rule, so that one object is asked about and not each."""
+        if self.scheme not in _S3_PROTOCOL:
+            return False
+        path = self._path(name)
+        bucket, key, _ = self._files.split_path(path)
+        with _told(path):
+            told = self._files.call_s3("head_object", Bucket=bucket, Key=key)
+        return "SSECustomerAlgorithm" in told or told.get("ServerSideEncryption", "AES256") != "AES256"
 
     def _check(self, source: Path, path: str) -> None:
         self._files.invalidate_cache()
@@ -154,17 +187,36 @@ class Place:
 def _filesystem(scheme: str) -> Any:
     import fsspec
 
-    options: dict[str, Any] = {}
-    if scheme == "obs":
-        endpoint = next((os.environ[name] for name in _OBS_ENDPOINTS if os.environ.get(name)), None)
-        if endpoint is None:
-            raise StorageError("obs:// needs the address of its service: set OBS_ENDPOINT, as https://obs.REGION.HOST")
-        options["endpoint_url"] = endpoint if "://" in endpoint else f"https://{endpoint}"
-    protocol = "s3" if scheme == "obs" else scheme
     try:
-        return fsspec.filesystem(protocol, **options)
+        if scheme == "obs":
+            return fsspec.filesystem("s3", **_obs_options())
+        return fsspec.filesystem(scheme)
     except ImportError as error:
         raise StorageError(f"{scheme}:// needs a library: pip install 'inception-v4[{SCHEMES[scheme]}]'") from error
+
+
+def _obs_options() -> dict[str, Any]:
+    """What Huawei's service wants of an S3 client: the bucket in the host's name, and no checksum beyond an MD5."""
+    import botocore.config
+
+    endpoint = next((os.environ[name] for name in _OBS_ENDPOINTS if os.environ.get(name)), None)
+    if endpoint is None:
+        raise StorageError("obs:// needs the address of its service: set OBS_ENDPOINT, as https://obs.REGION.HOST")
+    endpoint = endpoint if "://" in endpoint else f"https://{endpoint}"
+    style = "virtual" if _may_have_subdomains(urlsplit(endpoint).hostname or "") else "path"
+    known = [name for name in _CHECKSUMS if name in botocore.config.Config.OPTION_DEFAULTS]
+    config: dict[str, Any] = {"s3": {"addressing_style": style}, **dict.fromkeys(known, "when_required")}
+    return {"endpoint_url": endpoint, "config_kwargs": config}
+
+
+def _may_have_subdomains(host: str) -> bool:
+    """False for an IP address, localhost and other names without a dot, as of containers: no DNS knows
+    BUCKET.localhost."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return "." in host
+    return False
 
 
 def _entry(name: str, info: dict[str, Any]) -> RemoteFile:
@@ -180,8 +232,14 @@ def _version(info: dict[str, Any]) -> str:
     return str(info.get("ETag") or info.get("mtime") or info.get("created") or "")
 
 
+def _is_folder(path: str, info: dict[str, Any]) -> bool:
+    """Whether what a store lists is a folder: also an empty object by which a store's console shows one."""
+    return info.get("type") == "directory" or (path.endswith("/") and not info["size"])
+
+
 def _is_inside(name: str) -> bool:
-    return not name or (not name.startswith("/") and ".." not in name.split("/") and "\\" not in name)
+    """Whether a name can be a file's in a folder."""
+    return bool(name) and name[0] != "/" and name[-1] != "/" and ".." not in name.split("/") and "\\" not in name
 
 
 def _agrees(version: str, file: Path) -> bool | None:

@@ -30,11 +30,17 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
-    """Write `state` as the checkpoint of `step`, then delete all but the newest `keep`."""
+    """Write `state` as the checkpoint of `step`, then delete all but this one and the newest others, `keep` in all.
+
+    Raises:
+        DiskFull: no room; the checkpoints that were there stay.
+    """
     path = folder / f"step-{step:08d}.pt"
     with atomic_write(path, needed=_bytes_in(state)) as temporary:
         torch.save(state | {"version": CHECKPOINT_VERSION}, temporary)
-    for old in list_checkpoints(folder)[:-keep]:
+    # A run that went back behind checkpoints that cannot be read writes steps before theirs.
+    others = [other for other in list_checkpoints(folder) if other != path]
+    for old in others[::-1][keep - 1 :]:
         old.unlink()
     return path
 
@@ -100,9 +106,12 @@ def find_resume(choice: str, folder: Path, *, world: World, warn: Callable[[str]
 
     Raises:
         CheckpointError: in every process, when there is no checkpoint that all of them can read; says what each found.
+            Or `folder` has later steps than the chosen checkpoint.
     """
     if choice != "auto":
-        return _load_together(partial(_chosen, Path(choice)), world)
+        state = _load_together(partial(_chosen, Path(choice).expanduser()), world)
+        _require_no_later(state["step"], folder, world)
+        return state
     found = _by_step(folder)
     steps = world.gather_objects(list(found))
     for step in sorted(set(found).intersection(*steps), reverse=True):
@@ -121,6 +130,16 @@ def find_resume(choice: str, folder: Path, *, world: World, warn: Callable[[str]
         f"no checkpoint in {folder} can be read by every process ({_by_process(findings)}): copy a readable one to "
         "each machine, put output_dir on a disk that all of them share, or start anew in another --output-dir"
     )
+
+
+def _require_no_later(step: int, folder: Path, world: World) -> None:
+    """What a run writes from `step` on would be taken for older than what is there already, and pruned."""
+    later = {found for theirs in world.gather_objects(list(_by_step(folder))) for found in theirs if found > step}
+    if later:
+        raise CheckpointError(
+            f"{folder} holds steps {', '.join(map(str, sorted(later)))}, later than step {step} of the chosen "
+            "checkpoint: give another --output-dir, move those files away, or go on from the newest with --resume auto"
+        )
 
 
 def _chosen(path: Path) -> Path:

@@ -82,8 +82,9 @@ class RunFolder:
         with atomic_write(self.path / "config.yaml") as temporary:
             temporary.write_text(self.settings, encoding="utf-8")
         self.launch.record(self.path)
-        for abandoned in [*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")]:
-            abandoned.unlink()  # by a process that was killed while it wrote
+        for pattern in (".*.tmp", "checkpoints/.*.tmp", ".upload-*"):
+            for abandoned in self.path.glob(pattern):
+                abandoned.unlink()  # by a process that was killed while it wrote, or uploaded
         if self.address:
             self.mirror = Mirror(self.path, self.address, say, lock=self.lock.upload)
             self.mirror.follow()
@@ -129,6 +130,7 @@ class RunFolder:
     def _write(self, state: dict[str, Any], info: WeightsInfo) -> None:
         save_checkpoint(self.checkpoints, state["step"], state, keep=self.keep)
         write_weights(Weights(state["ema"] or state["model"], info), self.path / "last.safetensors", layout="torch")
+        self.mirror.follow()
 
     def save_best(self, model: nn.Module, info: WeightsInfo, result: Evaluation, source: Source) -> None:
         """Weights as best.safetensors, and what they say of each picture of `source` (`inference.predictions`)."""
@@ -171,7 +173,7 @@ def run_folder(run: Run, world: World, lock: FolderLock) -> RunFolder:
 def _place(run: Run, launch: Launch) -> Path:
     """Where the settings say; by default where this launch has begun, or a new name."""
     if run.output_dir:
-        return local_place(run.output_dir) if is_address(run.output_dir) else Path(run.output_dir)
+        return local_place(run.output_dir) if is_address(run.output_dir) else Path(run.output_dir).expanduser()
     return launch.find(RUNS) or RUNS / f"{run.recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

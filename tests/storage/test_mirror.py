@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 from moto.server import ThreadedMotoServer
 from running import tiny
 
@@ -16,9 +18,9 @@ from inception_v4.settings.recipes import load_config
 from inception_v4.storage import mirror as module
 from inception_v4.storage.lock import FolderLock
 from inception_v4.storage.mirror import Mirror, NotUploaded, bring_back
-from inception_v4.storage.remote import Place
+from inception_v4.storage.remote import Place, RemoteFile, StorageError
 from inception_v4.training.checkpoint import list_checkpoints, load_checkpoint
-from inception_v4.training.folder import local_place
+from inception_v4.training.folder import RunFolder, local_place
 from inception_v4.training.train import prepare
 from inception_v4.weights import read_weights
 
@@ -90,6 +92,102 @@ def test_an_outage_stops_nothing_and_is_made_up_for(
     outage[0] = False
     mirror.close(patience=20)
     assert _names(address) == ["a"] and any("reached again" in line for line in said)
+
+
+def test_what_a_killed_upload_left_is_not_written_through(store: Callable[[str], str], tmp_path: Path) -> None:
+    """A process of the same number, as in containers, finds another name of a checkpoint where it puts its copy."""
+    folder, address = tmp_path / "run", store("runs/c")
+    checkpoint = folder / "checkpoints" / "step-1.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"the whole checkpoint")
+    (folder / "metrics.jsonl").write_bytes(b"{}\n")
+    os.link(checkpoint, folder / f".upload-{os.getpid()}")
+    mirror = Mirror(folder, address, print)
+    mirror.close(patience=20)
+    assert checkpoint.read_bytes() == b"the whole checkpoint" and not list(folder.glob(".upload*"))
+    assert _names(address) == ["checkpoints/step-1.pt", "metrics.jsonl"]
+
+
+def test_a_run_that_begins_sweeps_what_killed_ones_left(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "step-1.pt").write_bytes(b"whole")
+    os.link(checkpoints / "step-1.pt", tmp_path / "run" / ".upload-4711")
+    for place in (tmp_path / "run", checkpoints):
+        (place / ".last.4711.tmp").write_bytes(b"half")
+    with FolderLock(print) as lock:
+        RunFolder(tmp_path / "run", 3, lock).begin(tiny(tmp_path / "run"))
+    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file() and "lock" not in path.name}
+    assert left == {"config.yaml", "step-1.pt"} and (checkpoints / "step-1.pt").read_bytes() == b"whole"
+
+
+def test_checkpoints_on_another_disk_are_copied_where_they_cannot_be_linked(
+    store: Callable[[str], str], tmp_path: Path
+) -> None:
+    folder, address, said = tmp_path / "run", store("runs/d"), []
+    folder.mkdir()
+    with small_disk(folder / "checkpoints", 4) as disk:
+        (disk / "step-1.pt").write_bytes(b"whole")
+        with pytest.raises(OSError, match="cross-device"):
+            os.link(disk / "step-1.pt", folder / "other")
+        mirror = Mirror(folder, address, said.append)
+        mirror.close(patience=20)
+    assert _names(address) == ["checkpoints/step-1.pt"] and len(said) == 1 and "waiting for 1 files" in said[0]
+
+
+def test_what_has_gone_from_the_copy_by_itself_is_removed(store: Callable[[str], str], tmp_path: Path) -> None:
+    for number, address in enumerate((store("runs/e"), f"file://{tmp_path}/copy", f"memory://{tmp_path.name}/copy")):
+        folder, said = tmp_path / str(number), []
+        folder.mkdir()
+        (folder / "a").write_bytes(b"1")
+        mirror = Mirror(folder, address, said.append)
+        mirror.follow()
+        _until(lambda address=address: _names(address) == ["a"])
+        Place(address).delete("a")
+        (folder / "a").unlink()
+        (folder / "b").write_bytes(b"2")
+        mirror.close(patience=20)
+        assert _names(address) == ["b"] and not any("tried again" in line for line in said)
+
+
+def _run_with(folder: Path, step: int, content: bytes) -> Path:
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints" / f"step-{step:08d}.pt").write_bytes(content)
+    for name in ("best.safetensors", "last.safetensors", "metrics.jsonl"):
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize(("ours", "theirs", "expected"), [(300, 200, b"ours"), (200, 200, b"ours"), (9, 10, b"theirs")])
+def test_newer_local_files_are_not_exchanged_for_an_older_copy(
+    store: Callable[[str], str], tmp_path: Path, ours: int, theirs: int, expected: bytes
+) -> None:
+    """An outage kept the copy behind, and the local pruning has removed the checkpoint that the copy has."""
+    Mirror(_run_with(tmp_path / "earlier", theirs, b"theirs"), store("runs/f"), print).close(patience=20)
+    folder = _run_with(tmp_path / "run", ours, b"ours")
+    bring_back(store("runs/f"), folder)
+    for name in ("best.safetensors", "last.safetensors", "metrics.jsonl"):
+        assert (folder / name).read_bytes() == expected, name
+    newest = max((folder / "checkpoints").iterdir())
+    assert newest.name == f"step-{max(ours, theirs):08d}.pt" and newest.read_bytes() == expected
+
+
+def test_what_was_interrupted_is_brought_back_again(
+    store: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Mirror(_run_with(tmp_path / "earlier", 5, b"theirs"), store("runs/g"), print).close(patience=20)
+    get = Place.get
+
+    def unreliable(place: Place, entry: RemoteFile, target: Path) -> None:
+        if entry.name == "metrics.jsonl":
+            raise StorageError("the line is cut")
+        get(place, entry, target)
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError):
+        patch.setattr(Place, "get", unreliable)
+        bring_back(store("runs/g"), tmp_path / "run")
+    bring_back(store("runs/g"), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == b"theirs"
 
 
 def _prepared(address: str, **changes: object):  # type: ignore[no-untyped-def]

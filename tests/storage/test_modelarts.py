@@ -9,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from disks import fill, small_disk
 from running import ROOT
 from temporary import NewFolder
 
 from inception_v4.cli.main import run
 from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
+from inception_v4.files import DiskFull
 from inception_v4.settings.recipes import build_config, load_config
+from inception_v4.storage import archives
 from inception_v4.storage.archives import ArchiveError, unpack_zip
 from inception_v4.storage.remote import Place
 
@@ -118,8 +121,6 @@ def test_links_and_doubles_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_before_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inception_v4.storage import archives
-
     monkeypatch.setattr(archives, "SMALL", 1000)
     bomb = _zip(tmp_path / "bomb.zip", "zeros", bytes(3_000_000))
     with pytest.raises(ArchiveError, match=r"would grow to 3 MB in 1 files: more than 200 times its size"):
@@ -147,6 +148,26 @@ def test_names_that_no_disk_takes(tmp_path: Path, names: tuple[str, ...], said: 
             packed.writestr(name, b"x")
     with pytest.raises(ArchiveError, match=said):
         unpack_zip(tmp_path / "a.zip", tmp_path / "out")
+
+
+def test_what_an_interrupted_unpacking_wrote_needs_no_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
+        for name in ("1.jpg", "2.jpg"):
+            packed.writestr(name, os.urandom(1_200_000))
+    with small_disk(tmp_path / "disk", 4) as disk:
+        ballast = fill(disk, leave=1_300_000)
+        with monkeypatch.context() as patch, pytest.raises(DiskFull):
+            patch.setattr(archives, "require_room", lambda *_: None)  # as where others write meanwhile
+            unpack_zip(tmp_path / "a.zip", disk / "out")
+        (part,) = (disk / "out").glob(".*.part")
+        assert [path.name for path in part.iterdir()] == ["1.jpg"]
+        ballast.unlink()
+        (part / ".2.jpg.4711.tmp").write_bytes(bytes(1_000_000))  # as a process leaves it that is killed
+        fill(disk, leave=1_000_000)
+        whole = unpack_zip(tmp_path / "a.zip", disk / "out")
+        assert sorted(path.name for path in whole.iterdir()) == ["1.jpg", "2.jpg"]
 
 
 def test_a_member_that_begins_before_the_archive(tmp_path: Path) -> None:

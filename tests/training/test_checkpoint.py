@@ -12,6 +12,7 @@ import torch
 
 from inception_v4.distributed import World
 from inception_v4.files import atomic_write
+from inception_v4.storage.lock import FolderLock
 from inception_v4.training.checkpoint import (
     CheckpointError,
     find_resume,
@@ -19,6 +20,7 @@ from inception_v4.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from inception_v4.training.folder import RunFolder, earlier_state
 
 
 def resume(choice: str, folder: Path, warnings: list[str] | None = None) -> dict[str, Any] | None:
@@ -31,6 +33,42 @@ def test_round_trip_and_pruning(tmp_path: Path) -> None:
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000020.pt", "step-00000100.pt"]
     state = load_checkpoint(list_checkpoints(tmp_path)[-1])
     assert state["step"] == 100 and torch.equal(state["w"], torch.full((3,), 100.0))
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"), [(1, [120]), (2, [120, 500]), (3, [120, 400, 500]), (9, [110, 120, 300, 400, 500])]
+)
+def test_what_was_just_written_is_not_pruned(tmp_path: Path, keep: int, left: list[int]) -> None:
+    """A run that goes on from before checkpoints that cannot be read."""
+    for step in (300, 400, 500):
+        (tmp_path / f"step-{step:08d}.pt").write_bytes(b"damaged")
+    for step in (110, 120):
+        assert load_checkpoint(save_checkpoint(tmp_path, step, {"step": step}, keep=keep))["step"] == step
+    assert [int(path.stem[5:]) for path in list_checkpoints(tmp_path)] == left
+
+
+def test_a_chosen_checkpoint_is_refused_where_the_run_has_later_ones(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (100, 300, 500):
+        chosen = save_checkpoint(folder, step, {"step": step, "version": 3}, keep=9)
+    refused = (
+        r"checkpoints holds steps 300, 500, later than step 100 of the chosen checkpoint: give another --output-dir"
+    )
+    with pytest.raises(CheckpointError, match=refused) as caught:
+        resume(str(folder / "step-00000100.pt"), folder)
+    assert "move those files away" in str(caught.value) and "\n" not in str(caught.value)
+    for choice in (str(chosen), str(tmp_path / "run"), "auto"):
+        state = resume(choice, folder)
+        assert state is not None and state["step"] == 500
+    for run, refuses in (("run", True), ("another", False)):
+        with FolderLock(print) as lock:
+            begun = RunFolder(tmp_path / run, 3, lock, resume=str(folder / "step-00000100.pt"))
+            if refuses:
+                with pytest.raises(CheckpointError, match=refused):
+                    earlier_state(begun, World())
+            else:
+                state = earlier_state(begun, World())
+    assert state is not None and state["step"] == 100 and len(list_checkpoints(folder)) == 3
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_debris(tmp_path: Path) -> None:

@@ -212,8 +212,18 @@ def _size(path: Path) -> int:
 
 
 def publish(folder: Path, output: Path) -> list[Path]:
-    """Move the files of `folder` beside `output`, which takes its name last; returns them, `output` first."""
+    """Move the files of `folder` beside `output`, which takes its name last; returns them, `output` first.
+
+    Raises:
+        FileExistsError: a file beside it has the name of one that is no earlier `output`'s; nothing was moved.
+    """
     files = sorted((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.name == output.name)
+    taken = [path.name for path in files if path.name != output.name and output.with_name(path.name).exists()]
+    if taken and not output.exists():
+        raise FileExistsError(
+            f"{output} was not written: {taken[0]}, which comes with it, would replace a file of something else: give "
+            "another output name, or move that file away"
+        )
     placed: list[Path] = []
     for path in files:
         to_disk(path)

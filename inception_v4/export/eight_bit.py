@@ -7,7 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inception_v4 import __version__
+from inception_v4.accelerator.npu import installed
+from inception_v4.data.folders import picture_files
 from inception_v4.data.labelled import Source
 from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
@@ -19,6 +23,7 @@ from inception_v4.inference.network import is_exported
 from inception_v4.inference.sessions import RuntimeUnavailable
 from inception_v4.settings.addresses import is_address
 from inception_v4.settings.recipes import load_config
+from inception_v4.storage.fetch import local_copy
 from inception_v4.weights.source import Located, locate
 
 _FILES = {"openvino": "network.xml", "onnx": "network.onnx"}
@@ -44,17 +49,22 @@ def eight_bit_file(source: str, *, runtime: str, pictures: str | None, image_siz
     """
     if is_exported(source):
         raise ExportError(f"--int8 {source}: this is an exported file already: give the weights, or leave --int8 out")
-    name = _FILES[_installed(runtime)]
+    runtime = _installed(runtime)
+    name = _FILES[runtime]
     located = locate(source)
-    weights = sha256_of(located.path)
-    key = key_of(weights=weights, package=__version__, file=name, pictures=pictures, image_size=image_size)
+    given = None if pictures is None else Path(local_copy(pictures)).resolve()
+    programs = {package: installed(package) for package in ("torch", *EIGHT_BIT_PACKAGES[runtime])}
+    key = key_of(
+        weights=sha256_of(located.path), beside=located.beside, package=__version__, programs=programs, file=name,
+        cpu=torch.backends.cpu.get_cpu_capability(), pictures=_stamp(given, located), image_size=image_size,
+    )  # fmt: skip
     root = _place(source, located)
     entry = find_entry(root, key)
     if entry is None:
         chosen = pictures or _training_pictures(located)
 
         def write(folder: Path) -> dict[str, Any]:
-            report = export_model(located.path, folder / name, Target(calibrate=chosen, image_size=image_size))
+            report = export_model(located, folder / name, Target(calibrate=chosen, image_size=image_size))
             if not report.passed:
                 raise ExportError(f"{source} in 8 bits is too far from the network ({'; '.join(report.checks)})")
             return {"checks": report.checks, "pictures": pictures or "the run's training pictures"}
@@ -79,6 +89,19 @@ def _installed(runtime: str) -> str:
     raise RuntimeUnavailable(f"--int8 needs {' and '.join(least)}: pip install {' '.join(least)}")
 
 
+def _stamp(folder: Path | None, located: Located) -> list[Any]:
+    """Which pictures ranges are taken from: names, sizes and times in a folder, the settings of a run."""
+    if folder is None:
+        settings = _settings_beside(located)
+        return [sha256_of(settings)] if settings.is_file() else []
+    files = sorted((file, os.stat(file)) for file in picture_files(folder))
+    return [str(folder), *([file, at.st_size, at.st_mtime_ns] for file, at in files)]
+
+
+def _settings_beside(located: Located) -> Path:
+    return located.path.parent / "config.yaml"
+
+
 def _place(source: str, located: Located) -> Path:
     """Beside the weights; in the user's cache where they are somebody else's, or from elsewhere."""
     folder = located.path.parent
@@ -87,7 +110,7 @@ def _place(source: str, located: Located) -> Path:
 
 
 def _training_pictures(located: Located) -> Source:
-    settings = located.path.parent / "config.yaml"
+    settings = _settings_beside(located)
     if not settings.is_file():
         raise ExportError(
             f"--int8 takes ranges from pictures, and {located.origin} has no run beside it that says which: "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inception_v4.console import progress
 from inception_v4.data.normalise import Normalise
-from inception_v4.export.formats import FORMATS, Format, atc_for
+from inception_v4.export.formats import FORMATS, Format, atc_for, companions
 from inception_v4.export.plan import Plan, calibration_pictures
 from inception_v4.export.target import OPSETS, ExportError, Target
 from inception_v4.files import publish, staged
@@ -22,6 +22,7 @@ from inception_v4.settings.addresses import is_address
 from inception_v4.weights import read_weights
 from inception_v4.weights.class_names import class_names_of
 from inception_v4.weights.record import probabilities_of
+from inception_v4.weights.source import Located, locate
 
 __all__ = ["ExportError", "ExportReport", "Target", "export_model"]
 
@@ -63,23 +64,26 @@ class ExportReport:
         return [*self.messages, self.summary, *(f"check: {line}" for line in self.checks), *written, *nothing]
 
 
-def export_model(source: str | Path, output: str | Path, target: Target | None = None) -> ExportReport:
+def export_model(source: str | Path | Located, output: str | Path, target: Target | None = None) -> ExportReport:
     """Write the network of a weights file for another runtime.
 
     Args:
-        source: what `open_model` takes.
+        source: a weights file, a run directory, a hub name, or `pretrained`; or what `locate` has found of it.
         output: the file to write, whole or not at all.
         target: format and options; default: the format that the suffix stands for.
 
     Raises:
-        ExportError: options that contradict each other or the weights.
+        ExportError: options that contradict each other or the weights, or a file that comes with the output and would
+            replace another one.
         RuntimeUnavailable, MindSporeError, AtcError: what the format needs is not installed, or failed.
     """
     output, target = Path(output), target or Target()
     row = _row(target, output)
     row.needs(target)
-    with progress(f"reading {source}"):
-        plan = _plan(str(source), target)
+    located = source if isinstance(source, Located) else locate(source)
+    _keep_others(row, output, target, located.path)
+    with progress(f"reading {located.origin}"):
+        plan = _plan(located, row, target)
     report = ExportReport(_summary(plan, output), messages=plan.messages)
     with staged(output.absolute()) as folder:
         path = folder / output.name
@@ -104,6 +108,8 @@ def intention(source: str, output: str | Path, target: Target) -> str:
         ExportError: as `export_model`, for what the options alone show.
     """
     row = _row(target, output)
+    if not is_address(str(output)):
+        _keep_others(row, Path(output), target, Path(source))
     if row is FORMATS["om"]:
         row.needs(target)
         assert target.om is not None
@@ -143,7 +149,19 @@ def _row(target: Target, output: str | Path) -> Format:
     return row
 
 
-def _plan(source: str, target: Target) -> Plan:
+def _keep_others(row: Format, output: Path, target: Target, source: Path) -> None:
+    """What comes with the output replaces what came with an earlier one, and nothing else."""
+    for path in filter(Path.exists, companions(row, output, target)):
+        is_source = source.exists() and path.samefile(source)
+        if is_source or not output.exists():
+            what = "the weights" if is_source else "a file of something else"
+            raise ExportError(
+                f"{output} comes with {path.name}, which would replace {what}: give another output name, or move that "
+                "file away"
+            )
+
+
+def _plan(source: Located, row: Format, target: Target) -> Plan:
     opened = open_model(source, num_classes=target.num_classes)
     how = opened.info.preprocessing.replace(image_size=target.image_size)
     origin = Path(opened.info.source)
@@ -153,7 +171,7 @@ def _plan(source: str, target: Target) -> Plan:
     )  # fmt: skip
     if target.om and info.in_channels != 3:
         raise ExportError(f"om is for pictures with 3 channels, these weights have {info.in_channels}: export onnx")
-    batch = target.om.batch_size if target.om else target.batch_size
+    batch = target.om.batch_size if target.om else target.batch_size or row.usual_batch
     device = target.device.partition(":")[0] if target.format == "aoti" else None
     signature = Signature(target.preprocess, target.softmax, batch, device)
     pictures = calibration_pictures(target.calibrate, info) if target.calibrate else ()
@@ -181,8 +199,8 @@ def _check(plan: Plan, row: Format, path: Path, report: ExportReport) -> None:
     if plan.signature.softmax:
         expected = probabilities_of(expected, multi_label=plan.info.multi_label)
     run, engine = row.open(path.with_suffix(row.compared or path.suffix), plan.target.device)
-    inputs = plan.inputs(pictures).to(plan.target.device if row is FORMATS["aoti"] else "cpu")
-    outputs = [in_batches(run, part, plan.signature.batch_size).cpu() for part in (inputs, inputs[:1])]
+    inputs = plan.inputs(pictures)
+    outputs = [in_batches(run, part, plan.signature.batch_size) for part in (inputs, inputs[:1])]
     verdict = compare if plan.compared is None else compare_rounded
     line, report.passed = verdict(torch.cat([expected, expected[:1]]), torch.cat(outputs))
     report.checks.append(f"{engine}: {line}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from inception_v4.inference.sessions import METADATA_KEY, RUNTIMES, require
 from inception_v4.weights import Weights
 
 _AT_A_TIME = 16
+_AIPP = ".aipp.cfg"
 
 INPUT, OUTPUT = "image", "logits"
 """Names in the exported graph."""
@@ -73,13 +74,20 @@ def _quantise(plan: Plan, path: Path, pictures: Tensor) -> None:
     onnx = require("onnx")
     exact = path.with_name(f".exact.{path.name}")
     path.rename(exact)
-    parts = pictures.split(plan.signature.batch_size or _AT_A_TIME)
+    parts = _calibration_batches(pictures, plan.signature.batch_size)
     quantize(exact, path, (plan.inputs(part) for part in track(parts, "taking ranges from pictures, batches")))
     exact.unlink()
     model = onnx.load(str(path))
     model.ClearField("metadata_props")
     model.metadata_props.add(key=METADATA_KEY, value=plan.describe())
     onnx.save(model, str(path))
+
+
+def _calibration_batches(pictures: Tensor, size: int | None) -> Sequence[Tensor]:
+    """Batches as the file takes them; the last one is filled up with pictures that have had their turn."""
+    if size is not None and (short := -len(pictures) % size):
+        pictures = torch.cat([pictures, pictures[torch.arange(short) % len(pictures)]])
+    return pictures.split(size or _AT_A_TIME)
 
 
 def _tidy(model: Any, opset: int) -> None:
@@ -128,7 +136,7 @@ def _write_for_om(plan: Plan, path: Path) -> None:
     assert plan.target.om is not None
     _write_onnx(plan, path.with_suffix(".onnx"))
     if plan.target.om.aipp:
-        path.with_suffix(".aipp.cfg").write_text(aipp_config(plan.info.preprocessing), encoding="utf-8")
+        path.with_suffix(_AIPP).write_text(aipp_config(plan.info.preprocessing), encoding="utf-8")
 
 
 def _compile_om(plan: Plan, path: Path) -> None:
@@ -146,7 +154,7 @@ def _compile_om(plan: Plan, path: Path) -> None:
 
 def atc_for(path: Path, om: OmTarget, size: int, *, output: Path | None = None) -> list[str]:
     """ATC's command line for the files written for `path`, which it makes unless another `output` is given."""
-    aipp = path.with_suffix(".aipp.cfg") if om.aipp else None
+    aipp = path.with_suffix(_AIPP) if om.aipp else None
     return atc_command(path.with_suffix(".onnx"), output or path, om, image_size=size, aipp=aipp)
 
 
@@ -177,9 +185,16 @@ def _needs_compiler(target: Target) -> None:
         raise ExportError("aoti needs a C++ compiler: install g++, or export pt2")
 
 
+def companions(row: Format, output: Path, target: Target) -> list[Path]:
+    """The files that come with `output`."""
+    aipp = (_AIPP,) if target.om and target.om.aipp else ()
+    return [output.with_suffix(suffix) for suffix in (*row.beside, *aipp)]
+
+
 def _session(runtime: str, path: Path, device: str) -> tuple[RunBatch, str]:
-    opened = RUNTIMES[runtime].open(path, "cpu" if RUNTIMES[runtime].on_host else device)
-    return opened.run, opened.engine
+    place = "cpu" if RUNTIMES[runtime].on_host else device
+    opened = RUNTIMES[runtime].open(path, place)
+    return lambda images: opened.run(images.to(place)).cpu(), opened.engine
 
 
 def _mindspore(path: Path, device: str) -> tuple[RunBatch, str]:
@@ -194,11 +209,13 @@ class Format(NamedTuple):
 
     Attributes:
         suffix: of its files.
+        beside: suffixes of the files that come with it, but for the preprocessing of `om`.
         needs: raises, with the remedy, where something that the format needs is missing.
         write: a plan to a file, with its companions beside it.
         open: the file and a device to what runs it, and its name for people; None where it cannot run here.
         takes_pictures: whether normalisation and softmax can be inside.
         compared: the suffix of the file that `open` takes.
+        usual_batch: the batch size where none is asked for; None for any.
         finish: after the comparison.
     """
 
@@ -206,22 +223,28 @@ class Format(NamedTuple):
     needs: Callable[[Target], None]
     write: Callable[[Plan, Path], None]
     open: Callable[[Path, str], tuple[RunBatch, str]] | None
+    beside: tuple[str, ...] = ()
     takes_pictures: bool = True
     compared: str = ""
+    usual_batch: int | None = None
     finish: Callable[[Plan, Path], None] = lambda plan, path: None
 
 
 FORMATS = {
     "onnx": Format(".onnx", _needs_onnx, _write_onnx, partial(_session, "onnx")),
-    "openvino": Format(".xml", _needs_openvino, _write_openvino, partial(_session, "openvino")),
+    "openvino": Format(".xml", _needs_openvino, _write_openvino, partial(_session, "openvino"), (".bin",)),
     "pt2": Format(".pt2", lambda target: None, _write_pt2, partial(_session, "pt2")),
     "aoti": Format(".pt2", _needs_compiler, _write_aoti, partial(_session, "pt2")),
     "mindir": Format(
-        ".mindir", _needs_mindspore, partial(_write_mindspore, file_format="MINDIR"), _mindspore, takes_pictures=False
+        ".mindir", _needs_mindspore, partial(_write_mindspore, file_format="MINDIR"), _mindspore, (".mindir.json",),
+        takes_pictures=False,
     ),
-    "air": Format(".air", _needs_mindspore, partial(_write_mindspore, file_format="AIR"), None, takes_pictures=False),
+    "air": Format(
+        ".air", _needs_mindspore, partial(_write_mindspore, file_format="AIR"), None, (".air.json",),
+        takes_pictures=False, usual_batch=1,
+    ),
     "om": Format(
-        ".om", _needs_chip, _write_for_om, partial(_session, "onnx"),
+        ".om", _needs_chip, _write_for_om, partial(_session, "onnx"), (".onnx", ".om.json"),
         takes_pictures=False, compared=".onnx", finish=_compile_om,
     ),
 }  # fmt: skip

@@ -31,7 +31,7 @@ class Target:
         format: one of `FORMAT_NAMES`; default: by the suffix of the output.
         image_size: side of the input in pixels; default: the weights'.
         num_classes: must equal the weights'; 1000 drops TensorFlow's background class.
-        batch_size: the only one that the file takes; default: any (`om`: 1).
+        batch_size: the only one that the file takes; default: any (`om`, `air`: 1).
         preprocess: the file takes uint8 [N, S, S, 3] and normalises by itself.
         softmax: the file gives probabilities.
         opset: of ONNX, one of `OPSETS`.

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.accelerator import onnx_providers
+from inception_v4.weights.files.pt2 import what_would_run
 from inception_v4.weights.record import METADATA_KEY
 
 
@@ -148,11 +149,19 @@ def _dimensions(port: Any) -> tuple[int | None, ...]:
 
 
 def _open_pt2(path: Path, device: str) -> Session:
-    """A `torch.export` program, or one that AOTInductor has compiled: both are archives with this suffix."""
+    """A `torch.export` program, or one that AOTInductor has compiled: both are archives with this suffix.
+
+    A program is looked through before PyTorch opens it. A compiled one is machine code, and runs as such.
+    """
     if _is_compiled(path):
         package = _opened(path, lambda: torch._inductor.aoti_load_package(str(path)))
         description, run, how = package.get_metadata().get(METADATA_KEY), package, "compiled by AOTInductor"
     else:
+        if found := _opened(path, lambda: what_would_run(path)):
+            raise ExportedFileError(
+                f"{path} is refused, because opening it could run code of its maker ({found}): export it here, from "
+                "weights"
+            )
         files = {f"{METADATA_KEY}.json": ""}
         program = _opened(path, lambda: torch.export.load(str(path), extra_files=files))
         description, run, how = files[f"{METADATA_KEY}.json"], program.module().to(device), "torch.export"

@@ -59,7 +59,7 @@ class WeightsInfo:
 
     def __post_init__(self) -> None:
         if self.class_names is not None:
-            object.__setattr__(self, "class_names", tuple(str(name) for name in self.class_names))
+            object.__setattr__(self, "class_names", tuple(_in_utf8(str(name)) for name in self.class_names))
             if len(self.class_names) != self.num_classes:
                 raise WeightsError(
                     f"{len(self.class_names)} class names for {self.num_classes} classes: give one per class, or none"
@@ -207,6 +207,18 @@ class Raw:
 def probabilities_of(logits: Tensor, *, multi_label: bool) -> Tensor:
     """Probabilities [B, K] of outputs [B, K]: of each class by itself, or of one among all."""
     return logits.sigmoid() if multi_label else logits.softmax(1)
+
+
+def _in_utf8(name: str) -> str:
+    """`name`, which is a folder's in most cases; JSON, and with it every file of weights, holds no other bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise WeightsError(
+            f"class name {shown} is not UTF-8: rename its folder, as with convmv -f latin1 -t utf-8 --notest FOLDER"
+        ) from None
+    return name
 
 
 def _spread(values: tuple[float, ...], count: int) -> tuple[float, ...]:

@@ -28,6 +28,9 @@ _HUB_SCHEMES = ("hf-hub:", "hf_hub:")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HASH_IN_NAME = re.compile(r"-(?=[0-9a-f]*[a-f])([0-9a-f]{8,64})$")
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_QUERY = re.compile(r"(?<=\?)[^\s'\")]*=[^\s'\")]*")
+"""Of a web address, also where its scheme and host are not before it."""
+
 _HUB_SECONDS = 5
 """How long the hub may take to say that it is there."""
 
@@ -172,7 +175,7 @@ def _from_hub(name: str) -> Located:
             raise WeightsError(_hub_failure(repository, problem))
         raise WeightsError(f"hub repository {repository} holds neither {' nor '.join(_HUB_FILES)}")
     config = fetch("config.json")
-    return Located(path, f"hf-hub:{name}", None if config is None else _hub_info(_read_beside(config) or {}))
+    return Located(path, f"hf-hub:{name}", None if config is None else _hub_info(config))
 
 
 def _unreachable(repository: str, revision: str | None) -> str | None:
@@ -224,7 +227,9 @@ def _download(repository: str, revision: str | None, filename: str) -> Path | No
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no answer'])[0]}"
+    """The first line of an error, without the login of HF_ENDPOINT and the signature of a download."""
+    line = (str(error).strip().splitlines() or ["no answer"])[0]
+    return f"{type(error).__name__}: {_QUERY.sub('***', redacted(line))}"
 
 
 def _hub_failure(repository: str, reason: str) -> str:
@@ -234,9 +239,13 @@ def _hub_failure(repository: str, reason: str) -> str:
     )
 
 
-def _hub_info(config: dict[str, Any]) -> dict[str, Any]:
-    """timm's `config.json` as fields of `WeightsInfo`."""
-    recipe = config.get("pretrained_cfg", {})
-    size = recipe.get("input_size", (3, 299, 299))
+def _hub_info(path: Path) -> dict[str, Any]:
+    """timm's `config.json` as fields of `WeightsInfo`; the older ones have at the top what is in a recipe today."""
+    config = _read_beside(path) or {}
+    recipe = config.get("pretrained_cfg") or config
+    if not isinstance(recipe, dict):
+        raise WeightsError(f"{path}: its pretrained_cfg is a {type(recipe).__name__}, not a recipe: remove it")
+    size = recipe.get("input_size")
     fields = {name: recipe.get(name) for name in ("mean", "std", "crop_pct", "interpolation")}
-    return {"preprocessing": fields | {"image_size": size[-1]}, "class_names": config.get("label_names")}
+    fields["image_size"] = size[-1] if isinstance(size, list) and size else None
+    return {"preprocessing": fields, "class_names": config.get("label_names") or config.get("labels")}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.weights.layouts import mindcv, modelzoo
+from inception_v4.weights.names import HEAD
 from inception_v4.weights.record import State, Weights, WeightsError
 
 _NAMES = {"mindcv": mindcv.table, "modelzoo": modelzoo.table}
@@ -26,7 +27,7 @@ def to_mindspore(weights: Weights, layout: str, notes: list[str]) -> State:
     the schedule there.
 
     Raises:
-        WeightsError: a layout without optimizer state, or an optimizer without a counterpart.
+        WeightsError: a layout without optimizer state, an optimizer without a counterpart, or one of other shapes.
     """
     if layout not in _NAMES:
         raise WeightsError(f"optimizer state goes to the layouts {' and '.join(_NAMES)}, not to {layout}")
@@ -38,20 +39,34 @@ def to_mindspore(weights: Weights, layout: str, notes: list[str]) -> State:
     named = _by_name(optimizer)
     slots = _SLOTS[_kind(optimizer, named)]
     names = _NAMES[layout]()
-    entries = {
-        f"{prefix}.{names[name]}": state[slot].detach().contiguous()
+    held = [
+        (f"{prefix}.{names[name]}", name, state[slot].detach())
         for slot, prefix in slots.items()
         for name, state in named.items()
         if isinstance(state.get(slot), Tensor)
-    }
-    notes.append(
-        f"optimizer: {len(entries)} tensors carried over as {', '.join(sorted({e.split('.')[0] for e in entries}))}"
-    )
+    ]
+    entries = {entry: _fitted(name, tensor, weights.state[name]).contiguous() for entry, name, tensor in held}
+    kinds = ", ".join(sorted({entry.split(".")[0] for entry in entries}))
+    cut = any(entries[entry].shape != tensor.shape for entry, _, tensor in held)
+    without = ", without the background class" if cut else ""
+    notes.append(f"optimizer: {len(entries)} tensors carried over as {kinds}{without}")
     step = weights.training.get("step")
     if isinstance(step, int):
         entries["global_step"] = torch.tensor([step], dtype=torch.int32)
         notes.append(f"optimizer: global_step {step}")
     return entries
+
+
+def _fitted(name: str, tensor: Tensor, parameter: Tensor) -> Tensor:
+    """State of a parameter as the parameter is now: class 0 of the classifier may have been dropped from it."""
+    if name in HEAD and len(tensor) == 1001 and len(parameter) == 1000:
+        tensor = tensor[1:]
+    if tensor.shape != parameter.shape:
+        raise WeightsError(
+            f"the optimizer state of {name} is {list(tensor.shape)}, the parameter {list(parameter.shape)}: leave the "
+            "optimizer out"
+        )
+    return tensor
 
 
 def _by_name(optimizer: dict[str, Any]) -> dict[str, dict[str, Any]]:

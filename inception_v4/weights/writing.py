@@ -15,6 +15,7 @@ from inception_v4.weights.files import msckpt
 from inception_v4.weights.files.mindspore import from_tensor
 from inception_v4.weights.files.npz import write_npz
 from inception_v4.weights.files.safetensor import write_safetensors
+from inception_v4.weights.layouts.epsilon import EPSILON
 from inception_v4.weights.layouts.registry import LAYOUTS
 from inception_v4.weights.names import CANONICAL, HEAD, difference, wrapper_prefix
 from inception_v4.weights.record import State, Weights, WeightsError, WeightsInfo
@@ -70,7 +71,8 @@ def write_weights(
         training: more entries under the layout's names (optimizer state), stored as they are.
 
     Raises:
-        WeightsError: the layout cannot be written to such a file, or has no place for the type.
+        WeightsError: the layout cannot be written to such a file, or has no place for the type, or the type none for a
+            value.
     """
     check_suffix(path, layout)
     if weights.info.stem != "standard" and layout != "torch":
@@ -82,10 +84,10 @@ def write_weights(
     state = dict(LAYOUTS[layout].encode(weights.state, weights.info, notes))
     stored = storage_type(dtype)
     for name in state:  # one by one, so that at most one tensor is in memory twice
-        state[name] = as_stored(state[name], stored)
+        state[name] = as_stored(name, state[name], stored)
     state |= training or {}
     # The layouts of others have one epsilon each; ours says which.
-    info = weights.info if layout in ("torch", "cadene") else replace(weights.info, bn_eps=1e-3)
+    info = weights.info if layout == "torch" else replace(weights.info, bn_eps=EPSILON)
     with atomic_write(path) as temporary:
         _WRITERS[path.suffix](state, temporary, info)
     beside = sidecar(path)
@@ -122,9 +124,27 @@ def storage_type(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return DTYPES[dtype] if isinstance(dtype, str) else dtype
 
 
-def as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Contiguous and on the CPU; floating-point numbers in `dtype` (None: unchanged)."""
-    return tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+def as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Contiguous and on the CPU; floating-point numbers in `dtype` (None: unchanged).
+
+    Raises:
+        WeightsError: a number that is finite and would become infinite.
+    """
+    stored = tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+    if stored.dtype != tensor.dtype:
+        _check_range(name, tensor.detach().cpu(), stored)
+    return stored
+
+
+def _check_range(name: str, given: Tensor, stored: Tensor) -> None:
+    lost = given[~stored.float().isfinite()]
+    beyond = lost[lost.isfinite()]
+    if beyond.numel():
+        remedy = "bf16 or fp32" if stored.dtype == torch.float16 else "the type that it has"
+        raise WeightsError(
+            f"{name} holds {float(beyond[0]):.6g}, and {str(stored.dtype).removeprefix('torch.')} ends at "
+            f"{torch.finfo(stored.dtype).max:.6g}: write {remedy}"
+        )
 
 
 def _write_pickled(state: State, path: Path, info: WeightsInfo) -> None:

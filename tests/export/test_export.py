@@ -22,6 +22,7 @@ from inception_v4.export import mindir
 from inception_v4.export.exporting import compare, export_model
 from inception_v4.export.target import FORMAT_NAMES, OPSETS, ExportError, Target
 from inception_v4.inference.network import accelerator_for, open_network
+from inception_v4.inference.sessions import RUNTIMES, Session
 from inception_v4.network.model import InceptionV4
 from inception_v4.weights import WeightsInfo, read_weights, save_weights
 
@@ -207,6 +208,53 @@ def test_mindir(folder: Path, batch_size: int | None) -> None:
     with pytest.raises(mindir.MindSporeError, match="AIR can be made on an Ascend device only"):
         export_model(weights_file(folder), folder / "live.air")
     assert not (folder / "live.air").exists()
+
+
+MINDSPORE = """#!{python}
+import json, sys
+if len(sys.argv) > 3:
+    job = json.loads(sys.argv[3])
+    assert job["file_format"] == "AIR" and job["batch_size"] == {batch}, job
+    open(job["output"], "w").close()
+"""
+"""A stand-in for the interpreter with MindSpore on a machine that can make AIR files."""
+
+
+@pytest.mark.parametrize(("asked", "batch"), [(None, 1), (4, 4)])
+def test_an_air_file_says_the_batch_that_it_has(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, batch: int
+) -> None:
+    stand_in = tmp_path / "python"
+    stand_in.write_text(MINDSPORE.format(python=sys.executable, batch=batch))
+    stand_in.chmod(0o755)
+    monkeypatch.setenv(mindir.INTERPRETER, str(stand_in))
+    report = export_model(weights_file(folder), tmp_path / "x.air", Target(batch_size=asked))
+    assert report.summary == f"x.air: normalised float32 [{batch}, 3, 75, 75] -> logits [{batch}, 6]"
+    assert json.loads((tmp_path / "x.air.json").read_text())["export"]["batch_size"] == batch
+
+
+@pytest.mark.parametrize(("runtime", "kind"), [("pt2", "meta"), ("onnx", "cpu"), ("openvino", "cpu")])
+def test_pictures_are_compared_where_the_file_runs(monkeypatch: pytest.MonkeyPatch, runtime: str, kind: str) -> None:
+    """`--device cuda` loads a .pt2 there, and no other; "meta" stands for a device that is not the processor."""
+    seen = []
+
+    def open_there(path: Path, device: str) -> Session:
+        def run(images: torch.Tensor) -> torch.Tensor:
+            seen.append((device, images.device.type))
+            return torch.zeros(len(images), 6)
+
+        return Session(run, None, (), None, "engine")
+
+    monkeypatch.setitem(RUNTIMES, runtime, RUNTIMES[runtime]._replace(open=open_there))
+    run_there, _ = export_formats._session(runtime, Path("x"), "meta")
+    assert run_there(drawn(2).float()).device.type == "cpu" and seen == [(kind, kind)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_pt2_file_is_compared_on_the_device_that_was_asked_for(folder: Path, tmp_path: Path) -> None:
+    report = export_model(weights_file(folder), tmp_path / "x.pt2", Target(device="cuda"))
+    assert report.passed and "torch.export, cuda" in report.checks[0]
 
 
 def test_the_modelzoos_line(folder: Path, quick_onnx: None, tmp_path: Path, capsys, monkeypatch) -> None:

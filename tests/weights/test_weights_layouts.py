@@ -163,7 +163,7 @@ def test_modelzoo_half_precision_is_widened(tmp_path):
     assert {t.dtype for t in without_counters(back).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("layout", ["mindcv", "modelzoo", "tf-slim"])
+@pytest.mark.parametrize("layout", ["mindcv", "cadene", "modelzoo", "tf-slim"])
 def test_another_epsilon_is_moved_into_the_variances(tmp_path, layout):
     """A network trained with epsilon 1e-5 keeps its function where the layout has only 1e-3."""
     model = enliven(fresh(10, bn_eps=1e-5))

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from inception_v4.weights.names import UNITS
 
+EPSILON = 1e-3
+"""Of the paper's network, and of every program that has no setting for it."""
+
 
 def shift_epsilon(state: dict[str, Tensor], held: float, wanted: float) -> dict[str, Tensor]:
     """The canonical state for networks whose BatchNorm adds `wanted` to the variance instead of `held`.

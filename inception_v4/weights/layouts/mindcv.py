@@ -8,12 +8,11 @@ from collections.abc import Collection
 from torch import Tensor
 
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from inception_v4.weights.layouts.epsilon import moved, shift_epsilon
+from inception_v4.weights.layouts.epsilon import EPSILON, moved, shift_epsilon
 from inception_v4.weights.layouts.pytorch import note_counters, with_counters
 from inception_v4.weights.names import HEAD, UNITS, difference
 from inception_v4.weights.record import WeightsError, WeightsInfo
 
-EPSILON = 1e-3
 PREPROCESSING = Preprocessing(
     mean=IMAGENET_MEAN, std=IMAGENET_STD, crop_pct=0.875, interpolation="bilinear", antialias=False
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inception_v4.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from inception_v4.weights.layouts import mindcv
-from inception_v4.weights.layouts.epsilon import moved, shift_epsilon, widened
+from inception_v4.weights.layouts.epsilon import EPSILON, moved, shift_epsilon, widened
 from inception_v4.weights.layouts.pytorch import note_counters, with_counters
 from inception_v4.weights.names import HEAD, difference
 from inception_v4.weights.record import WeightsError, WeightsInfo
@@ -52,8 +52,8 @@ def decode(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     renamed = mindcv.rename({name: tensor for name, tensor in state.items() if name not in norms}, table())
     folded = renamed | _fold(renamed, norms)
     notes.append("bn0 and softmax.batchnorm: folded into the classifier, same class probabilities")
-    notes.append(moved(_BACKBONE_EPSILON, mindcv.EPSILON))
-    return with_counters(shift_epsilon(folded, _BACKBONE_EPSILON, mindcv.EPSILON), notes)
+    notes.append(moved(_BACKBONE_EPSILON, EPSILON))
+    return with_counters(shift_epsilon(folded, _BACKBONE_EPSILON, EPSILON), notes)
 
 
 def _fold(state: dict[str, Tensor], norms: dict[str, Tensor]) -> dict[str, Tensor]:

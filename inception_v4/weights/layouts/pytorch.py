@@ -8,6 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from inception_v4.weights.layouts.epsilon import EPSILON, moved, shift_epsilon
 from inception_v4.weights.names import CANONICAL, COUNTER, modernise, wrapper_prefix
 from inception_v4.weights.record import WeightsInfo
 
@@ -54,12 +55,19 @@ def note_counters(state: dict[str, Tensor], notes: list[str]) -> None:
 
 
 def encode(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dict[str, Tensor]:
-    """The canonical state as it is."""
+    """The canonical state as it is; timm's network takes another epsilon as a setting, and nothing from the file."""
+    if info.bn_eps != EPSILON:
+        notes.append(
+            f"bn_eps: stays {info.bn_eps}; timm does not read that: create its network with norm_eps={info.bn_eps}"
+        )
     return state
 
 
 def encode_cadene(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dict[str, Tensor]:
-    """The canonical state; Cadene's own loader of pretrained weights wants 1001 classes."""
+    """For the one epsilon of Cadene's network, whose own loader of pretrained weights wants 1001 classes."""
+    shifted = shift_epsilon(state, info.bn_eps, EPSILON)
+    if shifted is not state:
+        notes.append(moved(info.bn_eps, EPSILON))
     if info.num_classes != 1001:
         notes.append(f"classes: load into inceptionv4(num_classes={info.num_classes}, pretrained=None)")
-    return state
+    return shifted

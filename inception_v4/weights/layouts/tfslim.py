@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from inception_v4.weights.files.tfvariables import SCOPE
-from inception_v4.weights.layouts.epsilon import shift_epsilon
-from inception_v4.weights.layouts.mindcv import EPSILON
+from inception_v4.weights.layouts.epsilon import EPSILON, shift_epsilon, widened
 from inception_v4.weights.layouts.pytorch import note_counters, with_counters
 from inception_v4.weights.names import HEAD, UNITS, difference
 from inception_v4.weights.record import WeightsError, WeightsInfo
@@ -64,8 +63,11 @@ def _from_tensorflow(tensor: Tensor) -> Tensor:
 
 
 def encode(state: dict[str, Tensor], info: WeightsInfo, notes: list[str]) -> dict[str, Tensor]:
-    """Renamed and transposed; gamma moves into the kernels and means, which keeps the function."""
-    shifted = dict(shift_epsilon(state, info.bn_eps, EPSILON))
+    """Renamed and transposed; gamma moves into the kernels and means, which keeps the function.
+
+    Half precision cannot hold the products, so it is widened.
+    """
+    shifted = {name: tensor.to(widened(tensor)) for name, tensor in shift_epsilon(state, info.bn_eps, EPSILON).items()}
     folded = 0
     for unit in UNITS:
         gamma = shifted[f"{unit}.bn.weight"]

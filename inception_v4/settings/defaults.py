@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from inception_v4.settings.schema import OPTIMIZER_NUMBERS
+
 PARAMETER_BYTES = 43_000_000 * 4
 COPIES = 4
 """Weights, gradients, momentum and the moving average, each of float32."""
@@ -55,6 +57,37 @@ PLANS = {
 }
 
 
+class Pace(NamedTuple):
+    """How fast a kind of optimizer learns.
+
+    Attributes:
+        words: parts of its names.
+        tuned, fresh: learning rate for fine-tuning, and from scratch, whatever the batch.
+        decay: weight decay.
+        why: the reason for people.
+    """
+
+    words: tuple[str, ...]
+    tuned: float
+    fresh: float
+    decay: float
+    why: str
+
+
+BY_GRADIENT = ("momentum", "nesterov", "sgd", "rmsprop")
+"""Whose steps are as large as the gradients, and whose rates are SGD's; RMSProp too, with the paper's epsilon of 1."""
+OF_ADAM = Pace(("adam", "adan", "adopt", "adabelief", "laprop", "mars"), 2e-4, 5e-4, 1e-4, "every weight moves by it")
+PACES = (
+    Pace(("muon",), 0.002, 0.004, 0.01, "updates of matrices are orthogonal, of the rest AdamW's"),
+    Pace(("lamb",), 0.001, 0.005, 0.02, "every layer moves by this part of its own size"),
+    Pace(("lion",), 3e-5, 1e-4, 0.05, "every weight moves by it at each step, where Adam's move by less"),
+    OF_ADAM,
+)
+"""The first one that fits counts."""
+DECOUPLED = 0.05
+"""Weight decay of Adam's kind where it is not a part of the gradient: of names that end with w."""
+
+
 def choose_defaults(
     n_images: int,
     n_classes: int,
@@ -70,7 +103,7 @@ def choose_defaults(
         hardware: what they are trained on.
         pretrained: fine-tune the ImageNet weights, or train from scratch.
         fixed: settings that were chosen already; amp, image_size, batch_size, val_fraction and those that make the
-            number of steps (epochs, max_steps, accum_steps, drop_last) shape the others.
+            number of steps (epochs, max_steps, accum_steps, drop_last) shape the others, opt its own numbers.
     Raises:
         ValueError: no pictures, fewer than two classes, or fewer than two pictures for a process.
     """
@@ -90,7 +123,7 @@ def choose_defaults(
         batch, reason = batch | {"batch_size": fixed["batch_size"]}, []
     elif batch["batch_size"] < 2:
         raise ValueError(_too_few(n_images, hardware.processes))
-    for chosen, why in ((batch, reason), (_finetune if pretrained else _scratch)(n_images)):
+    for chosen, why in ((batch, reason), _learning(n_images, pretrained, fixed)):
         settings |= chosen
         reasons += why
     settings["val_fraction"] = fixed.get("val_fraction", settings["val_fraction"])
@@ -163,6 +196,31 @@ def _length(epochs: int, per_epoch: int, max_steps: int | None) -> Choice:
         "ema_warmup": min(max(steps // 20, 1), 2000),
     }
     return settings, [f"epochs {epochs}: about {steps} steps; the weights are averaged over some {1 / (1 - decay):.0f}"]
+
+
+def _learning(n_images: int, pretrained: bool, fixed: Mapping[str, Any]) -> Choice:
+    """The update and what pictures go through; with the optimizer that was asked for, at a rate that suits it."""
+    settings, reasons = (_finetune if pretrained else _scratch)(n_images)
+    opt = str(fixed.get("opt", settings["opt"])).lower()
+    if opt == settings["opt"]:
+        return settings, reasons
+    settings = {name: value for name, value in settings.items() if name not in OPTIMIZER_NUMBERS}  # for another one
+    chosen, reason = _pace(opt, pretrained)
+    return settings | {"opt": opt, **chosen}, [] if "lr" in fixed else [reason]
+
+
+def _pace(opt: str, pretrained: bool) -> tuple[dict[str, Any], str]:
+    """Rate and decay for an optimizer, and the reason."""
+    if any(word in opt for word in BY_GRADIENT):
+        lr, base, decay = (0.01, 32, 1e-4) if pretrained else (0.045, 256, 4e-5)
+        settings = {"lr": lr, "lr_base_batch": base, "weight_decay": decay, "clip_grad": 5.0}
+        return settings, f"lr {lr:g} per {base} pictures: {opt}'s steps are as large as the gradients, as SGD's"
+    known = next((pace for pace in PACES if any(word in opt for word in pace.words)), None)
+    pace = known or OF_ADAM
+    lr = pace.tuned if pretrained else pace.fresh
+    decay = DECOUPLED if pace is OF_ADAM and opt.endswith("w") else pace.decay
+    why = pace.why if known else "Adam's, for nobody has tried others here; --lr-find proposes one"
+    return {"lr": lr, "lr_base_batch": None, "weight_decay": decay}, f"lr {lr:g} for {opt}: {why}"
 
 
 def _finetune(n_images: int) -> Choice:

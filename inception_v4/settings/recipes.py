@@ -64,7 +64,8 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         own = translate(dict(overrides or {}))[0]
         if "image_size" in own and "first_image_size" not in own:
             del values["first_image_size"]  # of the recipe, whose sizes are another range
-    if "lr" in (overrides or {}) and "lr_base_batch" not in (overrides or {}) and values.get("lr_base_batch"):
+    own_rate = _meant(overrides or {})
+    if "lr" in own_rate and "lr_base_batch" not in own_rate and values.get("lr_base_batch"):
         # A rate that somebody types is meant as typed; a recipe's follows the batch.
         values["lr_base_batch"] = None
         notices.append(f"lr {values['lr']} is used as given, whatever the batch: the recipe's lr_base_batch is off")
@@ -75,6 +76,17 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
     if config.run.smoke:
         config = shrink(config, flags=translate(dict(overrides or {}))[0])
     return config, notices
+
+
+def _meant(overrides: Mapping[str, Any]) -> set[str]:
+    """This project's settings that the words of a command line give, each by itself, in whoever's spelling."""
+    found: set[str] = set()
+    for name, value in overrides.items():
+        try:
+            found |= translate({name: value})[0].keys()
+        except DialectError:
+            continue  # it means something only together with others
+    return found
 
 
 def _other_optimizer(values: dict[str, Any], leaves: Mapping[str, Any], overrides: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from inception_v4.accelerator.precision import Precision
 from inception_v4.data.labelled import Source
@@ -76,7 +77,7 @@ class FeatureTable:
         for name, tensor in sorted(backbone_of(self.network).items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        epsilon = next(m.eps for m in self.network.modules() if isinstance(m, nn.BatchNorm2d))
+        epsilon = next(m.eps for m in self.network.modules() if isinstance(m, _BatchNorm))
         kind = {"bn_eps": epsilon, "stem": self.network.stem}
         return key_of(weights=digest.hexdigest(), **kind, pictures=_pictures(self.source), **self.about)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import yaml
 from torch import nn
 
 from inception_v4.distributed import World, average_buffers
 from inception_v4.inference.evaluate import Evaluation
 from inception_v4.training.checkpoint import CheckpointError
-from inception_v4.training.optim import restore_optimizer
+from inception_v4.training.optim import restore_optimizer, state_kind
 from inception_v4.training.schedule import Course
 from inception_v4.training.step import Learner
 from inception_v4.training.swa import NoWeightMean, WeightMean
@@ -67,13 +68,19 @@ def capture(job: Job, settings: str) -> dict[str, Any]:
     }
 
 
-def restore(job: Job, state: dict[str, Any]) -> None:
+def restore(job: Job, state: dict[str, Any], *, opt: str, best_kept: bool) -> list[str]:
     """Continue from `capture`'s state. Random numbers need none: they are functions of seed and step.
 
+    Args:
+        opt: the name of the run's optimizer.
+        best_kept: whether the best weights so far are in the run's directory.
+    Returns:
+        What there is to say about it, in lines for people.
     Raises:
-        CheckpointError: the state is of a run with other data, parameter groups or averages.
+        CheckpointError: the state is of a run with another optimizer, other data, parameter groups or averages.
     """
     learner = job.learner
+    _require_same_optimizer(state, opt)
     epoch, done = position_of(state, learner.course)
     names = [g.get("param_names") for g in learner.optimizer.param_groups]
     if names != [g.get("param_names") for g in state["optimizer"]["param_groups"]]:
@@ -91,6 +98,29 @@ def restore(job: Job, state: dict[str, Any]) -> None:
     job.swa.load_state_dict(state.get("swa"), learner.model, epoch=epoch)
     learner.course.epoch, learner.course.done, learner.course.step = epoch, done, state["step"]
     job.best, job.unvalidated, job.waited = state["best"], state.get("unvalidated"), state.get("waited", 0)
+    return [] if best_kept or not job.best else _forget_best(job)
+
+
+def _require_same_optimizer(state: dict[str, Any], opt: str) -> None:
+    """A state of another kind would lack what a step needs, or be taken for something else."""
+    before = ((yaml.safe_load(state.get("config", "")) or {}).get("optimizer") or {}).get("opt", opt)
+    if state_kind(before) != state_kind(opt):
+        raise CheckpointError(
+            f"the checkpoint's optimizer is {before}, this run's {opt}: resume with --opt {before}, or start a new run "
+            "from its weights (--ckpt-path RUN/last.safetensors)"
+        )
+
+
+def _forget_best(job: Job) -> list[str]:
+    """The next validation counts as the first one, which is said; a run that is over validates its end again."""
+    best, course = job.best, job.learner.course
+    job.best, job.waited = {}, 0
+    if course.finished and job.unvalidated is None:
+        job.unvalidated = course.epoch - (course.done == 0)
+    return [
+        f"the best weights so far (top-1 {best['top1']:.2f} %, epoch {best['epoch'] + 1}) are not in this run's "
+        "directory: the next validation writes best.safetensors anew"
+    ]
 
 
 def position_of(state: dict[str, Any], course: Course) -> tuple[int, int]:

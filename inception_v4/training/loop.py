@@ -14,7 +14,7 @@ from inception_v4.data.loader import TrainLoader
 from inception_v4.distributed import World
 from inception_v4.files import DiskFull
 from inception_v4.settings.schema import Run
-from inception_v4.training.checkpoint import list_checkpoints
+from inception_v4.training.ending import closing_lines, last_whole
 from inception_v4.training.features import CachedFeatures, FeatureLoader, NoFeatures
 from inception_v4.training.folder import RunFolder
 from inception_v4.training.freezing import AllLearn, Frozen
@@ -22,8 +22,8 @@ from inception_v4.training.job import Job, share_statistics, weights_info
 from inception_v4.training.parts import Validator
 from inception_v4.training.provenance import record_weights
 from inception_v4.training.runlog import RunLog, SilentLog
-from inception_v4.training.step import require_finite, train_one_epoch
-from inception_v4.training.stopping import EarlyEnd
+from inception_v4.training.step import DivergedError, require_finite, train_one_epoch
+from inception_v4.training.stopping import EarlyEnd, is_validated
 from inception_v4.training.throughput import Throughput
 from inception_v4.training.watchdog import NoWatchdog, Watchdog
 
@@ -93,11 +93,11 @@ class Loop:
         self.end.count(self.job.waited)
         self.begin()
         if self.job.unvalidated is not None:
+            self._choose_layers(self.job.unvalidated)
             self._end_epoch(self.job.unvalidated)
-        while not course.finished and not self.end.reason:
+        while not self._over:
             epoch = course.epoch
-            if line := self.layers.begin_epoch(learner, epoch):
-                self.log.say(line)
+            self._choose_layers(epoch)
             if course.done == 0 and epoch and self.loader.sizes(epoch) != self.loader.sizes(epoch - 1):
                 self.log.say(f"image size {self.loader.sizes(epoch)} px from epoch {epoch + 1} on")
             if course.rest:
@@ -108,7 +108,7 @@ class Loop:
                 self.speed.pause()
             else:
                 course.end_epoch()
-            if course.done == 0 or course.finished or self.end.reason:
+            if course.done == 0 or self._over:
                 # Statistics are averaged even where no validation follows: all processes go on from one network.
                 share_statistics(self.job, self.world)
                 if course.done == 0:
@@ -117,19 +117,38 @@ class Loop:
         if self.end.reason:
             self.log.say(f"ended early: {self.end.reason}")
 
+    @property
+    def _over(self) -> bool:
+        return self.job.learner.course.finished or bool(self.end.reason)
+
+    def _choose_layers(self, epoch: int) -> None:
+        if line := self.layers.begin_epoch(self.job.learner, epoch):
+            self.log.say(line)
+
     def _end_epoch(self, epoch: int) -> None:
-        """Validate and save as the settings say."""
-        finished = self.job.learner.course.finished or bool(self.end.reason)
-        if finished or is_validated(self.run, epoch):
-            self.job.unvalidated = epoch
-            self._validate(epoch)
-            self.job.unvalidated = None
-        finished = finished or bool(self.end.reason)
-        saved = (epoch + 1) % self.run.ckpt_interval == 0 or finished
-        if saved:
+        """Validate and save as the settings say; the end of a run is validated and saved whatever they say."""
+        due = is_validated(self.run, epoch) or self.job.unvalidated is not None
+        if not self._over:
+            self.job.unvalidated = epoch if due else None
+            self._stop_if_asked()
+        if due or self._over:
+            self._validate_or_keep(epoch)
+        if self._over or (epoch + 1) % self.run.ckpt_interval == 0:
             self._save()
-        if not finished:
-            self._stop_if_asked(saved=saved)
+
+    def _validate_or_keep(self, epoch: int) -> None:
+        """Validate; where that fails, save what was learnt, so that the next start has only this to do again."""
+        job = self.job
+        job.unvalidated, before = epoch, (job.best, job.waited)
+        try:
+            self._validate(epoch)
+        except Interrupted:
+            raise
+        except Exception:
+            job.best, job.waited = before
+            self._keep()
+            raise
+        job.unvalidated = None
 
     def finish(self, title: str) -> dict[str, Any]:
         """Curves and the closing lines; the summary.
@@ -146,17 +165,8 @@ class Loop:
         if self.world.is_main:
             record_weights(self.folder.path)
             curves = self.folder.draw(f"{title}: {job.learner.step} steps")
-            by = "" if self.end.figure == "top1" else f" (chosen by {self.end.figure} {best[self.end.figure]:.4g})"
-            self.log.say(
-                f"best top-1 {best['top1']:.2f} %, top-5 {best['top5']:.2f} % after epoch {best['epoch'] + 1}"
-                + (" (averaged weights)" if best["averaged"] else "")
-                + by
-            )
-            if skipped:
-                self.log.say(f"{len(skipped)} unreadable pictures were skipped: {', '.join(skipped[:5])}")
-            self.log.say(f"weights {self.folder.best}" + (f", curves {curves}" if curves else ""))
-            self.log.say(f"next: inception-v4 predict PICTURE --ckpt-path {self.folder.best}")
-            self.log.say(f"or see it all on one page: inception-v4 report {self.folder.path}")
+            for line in closing_lines(self.folder, best, figure=self.end.figure, curves=curves, skipped=skipped):
+                self.log.say(line)
         self.world.barrier()
         return {
             "output_dir": str(self.folder.path), "steps": job.learner.step, "best": best,
@@ -182,7 +192,7 @@ class Loop:
         self._unchecked -= 1
         if within and self._unchecked <= 0:
             self._stop_if_asked()
-        return course.finished or bool(self.end.reason)
+        return self._over
 
     def _log_training(self) -> None:
         if not self._steps or self._loss is None:
@@ -256,8 +266,10 @@ class Loop:
     def _finish_swa(self) -> None:
         """Statistics for the mean of the weights, from an epoch of pictures that follows the run's last one."""
         learner, swa = self.job.learner, self.job.swa
+        if swa.count:
+            self._save()  # a pass over the pictures takes long
         line = swa.finish(
-            self._note_skipped(self.loader.epoch(learner.course.epochs)),
+            learner.model, self._note_skipped(self.loader.epoch(learner.course.epochs)),
             normalise=learner.normalise, precision=learner.precision, world=self.world,
         )  # fmt: skip
         if line:
@@ -275,6 +287,20 @@ class Loop:
         self._settle()
         self.unwritten = self._write(lambda: self.folder.save(self.job))
 
+    def _keep(self) -> None:
+        """Save by the main process alone, after an error: the other ones may have ended."""
+        if not self.world.is_main:
+            return
+        try:
+            require_finite(0.0, self.job.learner.model, step=self.job.learner.step)
+            self.folder.save(self.job)
+            self.folder.writer.finish()
+        except (DiskFull, DivergedError) as error:
+            self.log.say(f"not saved before the validation that failed: {error}")
+            return
+        self.folder.mirror.follow()
+        self.log.say(f"saved: --resume auto --output-dir {self.folder.path} goes on with the validation that failed")
+
     def _settle(self) -> None:
         """Wait until what is being written is on disk."""
         self.watchdog.beat("waiting for a checkpoint to be written")
@@ -286,30 +312,22 @@ class Loop:
             self.world.on_main(work)
         except DiskFull as error:
             if self.run.on_disk_full == "stop":
-                raise DiskFull(f"{error}; {self._last_whole()}") from error
-            self.log.say(f"not written: {error}; training goes on (on_disk_full continue), {self._last_whole()}")
+                raise DiskFull(f"{error}; {last_whole(self.folder)}") from error
+            self.log.say(f"not written: {error}; training goes on (on_disk_full continue), {last_whole(self.folder)}")
             return str(error)
         self.folder.mirror.follow()
         return ""
 
-    def _last_whole(self) -> str:
-        """What is left to go on from."""
-        whole = list_checkpoints(self.folder.checkpoints)
-        if not whole:
-            return "there is no earlier checkpoint"
-        return f"{whole[-1].name} is whole: --resume auto --output-dir {self.folder.path} goes on from it"
-
-    def _stop_if_asked(self, *, saved: bool = False) -> None:
-        """After a signal in any process: save, and raise `Interrupted` in all of them."""
+    def _stop_if_asked(self) -> None:
+        """After a signal to any process: save, and raise `Interrupted` in all of them, or `DiskFull`."""
         if self._agreed_to_stop():
-            if not saved:
-                self._save()
+            self._save()
             self._settle()
             reason = f"signal {self.stopping[0]}" if self.stopping else "a signal to another process"
-            raise Interrupted(
-                f"stopped by {reason} at step {self.job.learner.step}: go on with --resume auto "
-                f"--output-dir {self.folder.path}"
-            )
+            stopped = f"stopped by {reason} at step {self.job.learner.step}"
+            if self.unwritten:
+                raise DiskFull(f"{stopped}, which is not saved: {self.unwritten}; {last_whole(self.folder)}")
+            raise Interrupted(f"{stopped}: go on with --resume auto --output-dir {self.folder.path}")
 
     def _agreed_to_stop(self) -> bool:
         """Whether any process was asked to stop; all of them choose the step at which they ask each other again.
@@ -326,9 +344,3 @@ class Loop:
         each = seconds / self.world.size
         self._planned = self._unchecked = max(1, min(SIGNAL_CHECK_STEPS, int(SIGNAL_CHECK_SECONDS / max(each, 1e-9))))
         return asked > 0
-
-
-def is_validated(run: Run, epoch: int) -> bool:
-    """Whether an epoch (from 0) is one of those that val_start and val_interval choose."""
-    since = epoch + 1 - (run.val_start or run.val_interval)
-    return since >= 0 and since % run.val_interval == 0

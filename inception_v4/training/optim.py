@@ -109,6 +109,12 @@ def canonical_name(opt: str) -> str:
     return OWN.get(opt.lower(), opt.lower())
 
 
+def state_kind(opt: str) -> str:
+    """One name for all optimizers that can go on from each other's state."""
+    name = canonical_name(opt)
+    return {"sgd": "momentum", "nesterov": "momentum", "nmuon": "muon"}.get(name, name)
+
+
 def build_optimizer(
     model: nn.Module, settings: OptimizerSettings, lr: float, *, fused: Any | None = None
 ) -> torch.optim.Optimizer:
@@ -242,9 +248,16 @@ def _timm_options(name: str, settings: OptimizerSettings) -> dict[str, Any]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load another optimizer's state dict; whether a step is fused stays as it suits this device, not the other's."""
-    own = [{name: group[name] for name in ("fused", "foreach") if name in group} for group in optimizer.param_groups]
-    groups = [{**held, **mine} for held, mine in zip(state["param_groups"], own, strict=True)]
+    """Load the state dict of an optimizer of the same kind; what the settings and this device say of a step stays.
+
+    What stays is every argument of the optimizer (weight decay, momentum, betas, whether a step is fused, ...), and
+    `lr_scale`.
+    """
+    said = inspect.signature(type(optimizer)).parameters.keys() - {"params", "lr"} | {"lr_scale"}
+    groups = []
+    for held, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        kept = {name: value for name, value in held.items() if name not in said}
+        groups.append(kept | {name: value for name, value in own.items() if name in said})
     optimizer.load_state_dict({**state, "param_groups": groups})
 
 

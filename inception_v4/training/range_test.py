@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from torch import Tensor
 
 from inception_v4.accelerator import select
 from inception_v4.console import say
-from inception_v4.data.loader import TrainLoader
+from inception_v4.data.sizes import ImageSizes
 from inception_v4.distributed import session
 from inception_v4.files import atomic_write
 from inception_v4.settings.schema import Config
 from inception_v4.storage.lock import FolderLock
-from inception_v4.training.features import FeatureLoader
 from inception_v4.training.loop import Loop
 from inception_v4.training.schedule import LearningRate
 from inception_v4.training.step import train_one_epoch
@@ -54,8 +53,7 @@ def find_rate(config: Config, steps: int = STEPS) -> dict[str, Any]:
     """
     accelerator = select(config.run.device)
     accelerator.activate(deterministic=config.training.deterministic, tf32=config.training.tf32)
-    # Rates are counted from the run's first step.
-    config = config.model_copy(update={"schedule": config.schedule.model_copy(update={"start_epoch": 0})})
+    config = of_first_epoch(config)
     run, ending = config.run, f"-lr-find-{time.strftime('%Y%m%d-%H%M%S')}"
     places = {
         "output_dir": (run.output_dir or f"runs/{run.recipe}").rstrip("/") + ending,
@@ -94,14 +92,19 @@ def range_test(loop: Loop, steps: int) -> list[float]:
         blown_up = not math.isfinite(losses[-1]) or average[-1] > BLOWN_UP * min(average)
         return len(losses) >= steps or (blown_up and len(losses) > FEWEST)
 
-    train_one_epoch(learner, endless(loop.loader), epoch=0, after_step=after_step)
+    epochs = itertools.count()
+    while train_one_epoch(learner, loop.loader.epoch(next(epochs)), epoch=0, after_step=after_step):
+        continue
     return losses
 
 
-def endless(loader: TrainLoader | FeatureLoader) -> Iterator[Any]:
-    """The batches of epoch after epoch."""
-    for epoch in itertools.count():
-        yield from loader.epoch(epoch)
+def of_first_epoch(config: Config) -> Config:
+    """`config` for steps that are all the run's first: their rates, and pictures of one size."""
+    how, schedule = config.augmentation, config.schedule
+    size = ImageSizes.of(how, schedule.epochs)(schedule.start_epoch)
+    one_size = how.model_copy(update={"image_size": size, "first_image_size": None})
+    from_start = schedule.model_copy(update={"start_epoch": 0})
+    return config.model_copy(update={"augmentation": one_size, "schedule": from_start})
 
 
 def smooth(losses: Sequence[float]) -> list[float]:

@@ -195,4 +195,5 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 def _open_board(folder: Path, resumed_at: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at or None)
+    # Hidden from here on: the step that the run goes on from has been validated already.
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1 if resumed_at else None)

@@ -74,6 +74,17 @@ class Course:
         """Go on with the first sample of the next epoch."""
         self.epoch, self.done = self.epoch + 1, 0
 
+    def shares(self, batches: int, rank: int, world: int) -> list[float]:
+        """What the mean over this process's pictures of each of the next batches weighs in its step.
+
+        The mean over `world` processes of these weighted means is the mean over all pictures of the step: the last
+        batch of an epoch may be short, and of unequal parts. Where a process has no part of it, and repeats a picture,
+        that weighs nothing.
+        """
+        starts = (self.done + number * self.batch for number in range(batches))
+        sizes = [min(self.batch, self.samples - start) for start in starts]
+        return [len(range(rank, size, world)) * world / sum(sizes) for size in sizes]
+
     def tails(self) -> Iterator[int]:
         """Samples from here to the end of the epoch, and of a whole one, where the run gets to such an end."""
         planned = self.total - self.step

@@ -48,6 +48,7 @@ class Learner:
     clip_grad: float | None = None
     seed: int = 0
     rank: int = 0
+    processes: int = 1
     lr: float = 0.0  # of the last step
 
     @property
@@ -139,7 +140,7 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
     accelerator.seed(mix_seeds(learner.seed, learner.rank, learner.step))
     learner.lr = learner.rate(learner.course.moment)
     set_learning_rate(learner.optimizer, learner.lr)
-    images = sum(len(batch.labels) for batch in group)
+    shares = _shares(learner, group)
     total = torch.zeros((), device=accelerator.device)
     for number, batch in enumerate(group):
         seed = mix_seeds(learner.seed, learner.rank, learner.step, number, epoch)
@@ -153,7 +154,7 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
             with learner.precision.autocast():
                 logits = learner.compute(inputs)
             loss = learner.criterion(logits.float(), targets)
-            loss = learner.teacher.guide(loss, logits.float(), inputs, learner.precision) * (len(batch.labels) / images)
+            loss = learner.teacher.guide(loss, logits.float(), inputs, learner.precision) * shares[number]
             learner.scaler.scale(loss).backward()
         total += loss.detach()
     learner.scaler.unscale_(learner.optimizer)
@@ -164,6 +165,14 @@ def optimizer_step(learner: Learner, group: list[Any], *, epoch: int) -> Tensor:
     learner.ema.update(learner.model)
     learner.course.advance(len(group))
     return total
+
+
+def _shares(learner: Learner, group: list[Any]) -> list[float]:
+    """What the mean over each batch's pictures weighs in the mean over those of the step."""
+    if learner.processes > 1:
+        return learner.course.shares(len(group), learner.rank, learner.processes)
+    images = sum(len(batch.labels) for batch in group)
+    return [len(batch.labels) / images for batch in group]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""When a run ends before its planned number of steps, and which figure says that weights are better."""
+"""When a run is validated, when it ends before its planned steps, and which figure says that weights are better."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from inception_v4.settings.schema import Schedule
+from inception_v4.settings.schema import Run, Schedule
 
 FIGURES = {"f1": "macro_f1"}
 """What a record calls a figure that `monitor` has a shorter word for."""
@@ -57,3 +57,9 @@ class EarlyEnd:
         """After so many validations in a row without a better figure."""
         if self.patience is not None and waited >= self.patience:
             self.reason = f"{self.figure} was not better for {waited} validations in a row (patience {self.patience})"
+
+
+def is_validated(run: Run, epoch: int) -> bool:
+    """Whether an epoch (from 0) is one of those that val_start and val_interval choose."""
+    since = epoch + 1 - (run.val_start or run.val_interval)
+    return since >= 0 and since % run.val_interval == 0

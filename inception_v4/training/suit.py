@@ -11,7 +11,7 @@ from inception_v4.data.sources import open_source
 from inception_v4.distributed import World
 from inception_v4.settings.defaults import Hardware, choose_defaults, held_out
 from inception_v4.settings.recipes import build_config
-from inception_v4.settings.schema import OPTIMIZER_NUMBERS, Config
+from inception_v4.settings.schema import Config
 
 
 def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[str]]:
@@ -37,11 +37,8 @@ def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
         fixed={name: value for name, value in config.flat().items() if name in given or name == "val_fraction"},
     )  # fmt: skip
     chosen = {name: value for name, value in settings.items() if name not in given}
-    if "lr" in given:
+    if "lr" in given and "lr_base_batch" not in given:
         chosen["lr_base_batch"] = None
-    if "opt" in given:
-        # Momentum and betas were chosen for another one.
-        chosen = {name: value for name, value in chosen.items() if name not in OPTIMIZER_NUMBERS}
     overruled = [name for name in settings if name in given]
     if overruled:
         reasons.append(f"as you said: {', '.join(f'{name} {given[name]}' for name in overruled)}")

@@ -54,10 +54,18 @@ class WeightMean:
         self.count, self.ready = self.count + 1, False
         torch._foreach_lerp_(ours, theirs, 1 / self.count)
 
-    def finish(self, batches: Iterable[Any], *, normalise: Normalise, precision: Precision, world: World) -> str | None:
-        """BatchNorm's statistics anew from `batches`; a line for people, None where there is no average."""
+    def finish(
+        self, model: nn.Module, batches: Iterable[Any], *, normalise: Normalise, precision: Precision, world: World
+    ) -> str | None:
+        """BatchNorm's statistics anew from `batches`; a line for people, None where there is no average.
+
+        Those of blocks that do not learn in `model`, the run's network, stay.
+        """
         if self.module is None:
             return None
+        # The copy may be from before its blocks learnt.
+        for ours, theirs in zip(self.module.parameters(), model.parameters(), strict=True):
+            ours.requires_grad_(theirs.requires_grad)
         recompute_statistics(self.module, batches, normalise=normalise, precision=precision, world=world)
         self.ready = True
         return f"the mean of the weights after the last {self.count} epochs has BatchNorm statistics of its own"
@@ -88,13 +96,15 @@ class WeightMean:
 class NoWeightMean:
     """The off state."""
 
+    count = 0
+
     @property
     def networks(self) -> dict[str, nn.Module]:
         return {}
 
     def end_epoch(self, model: nn.Module, epoch: int) -> None: ...
 
-    def finish(self, batches: Iterable[Any], **how: Any) -> str | None: ...
+    def finish(self, model: nn.Module, batches: Iterable[Any], **how: Any) -> str | None: ...
 
     def state_dict(self) -> dict[str, Any] | None: ...
 

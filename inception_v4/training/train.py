@@ -79,6 +79,7 @@ def train(config: Config) -> dict[str, Any]:
                     loop.run_epochs()
                 return loop.finish(config.run.recipe)
             finally:
+                watchdog.stop()  # uploads may take longer than steps do, and no other process is waited for
                 loop.log.close()
                 # After an error too: what was begun is finished, and what went wrong with it is not lost.
                 loop.folder.writer.finish()
@@ -141,12 +142,11 @@ def assemble(config: Config, accelerator: Accelerator, world: World, lock: Folde
         ema=average_of(network, opt),
         teacher=open_teacher(training, info, precision, world=world, layout=normalise.memory_format),
         clip_grad=opt.clip_grad,
-        seed=run.seed,
-        rank=world.rank,
-    )
+        seed=run.seed, rank=world.rank, processes=world.size,
+    )  # fmt: skip
     job = Job(learner, info, swa=weight_mean(opt.swa_epochs, config.schedule))
     if state is not None:
-        restore(job, state)
+        remarks += restore(job, state, opt=opt.opt, best_kept=world.share(folder.best.exists()))
     require_steps(job)
     check_batches(
         course.tails(), config.data, image_size=loader.sizes(course.epoch), stem=start.model.stem, training=training,
@@ -258,7 +258,7 @@ def _introduction(loop: Loop, config: Config, source: Source, held_out: Source) 
 def _remarks(loop: Loop, config: Config) -> list[str]:
     """What may surprise."""
     learner, network, training, lines = loop.job.learner, config.network, config.training, []
-    steps = learner.course.total
+    steps, steps_of_epoch = learner.course.total, learner.course.per_epoch
     if taught := learner.teacher.record:
         lines.append(
             f"teacher {taught['name']} ({taught['weights']}, SHA-256 {taught['sha256'][:12]}): "
@@ -275,6 +275,11 @@ def _remarks(loop: Loop, config: Config) -> list[str]:
         lines.append(
             f"bn_momentum {momentum:g} over {steps} steps leaves BatchNorm's statistics near their start: "
             "validation will look random; use --bn-momentum 0.1 for a short run"
+        )
+    if learner.rate.stair and learner.rate.warmup_steps and not learner.step and not learner.rate(steps_of_epoch - 1):
+        lines.append(
+            "the first epoch learns nothing: lr_epoch_stair holds the rate at which the warm-up begins, 0: give "
+            "--warmup-lr, or --lr-epoch-stair false"
         )
     if frozen := getattr(learner.model, "frozen_blocks", 0):
         learning = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)

@@ -24,6 +24,8 @@ class NoWatchdog:
 
     def alive(self) -> None: ...
 
+    def stop(self) -> None: ...
+
 
 @dataclass
 class _Other:
@@ -74,6 +76,7 @@ class Watchdog:
             threading.Thread(target=work, name=f"watchdog {work.__name__}", daemon=True).start()
 
     def stop(self) -> None:
+        """From now on this process waits for no other one."""
         self._over.set()
 
     def _talk(self) -> None:

@@ -206,3 +206,41 @@ def test_four_pictures_are_enough_to_train(tmp_path: Path) -> None:
     config, _ = suit_data(build_config(given), given)
     assert config.data.batch_size == 2
     assert train(config)["steps"] == 1
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_every_kind_of_optimizer_gets_a_rate_of_its_own(pretrained: bool) -> None:
+    def chosen(opt: str, images: int = 900) -> tuple[dict[str, object], str]:
+        settings, reasons = choose_defaults(
+            images, 3, hardware=Hardware("cuda", 16 * GIB), pretrained=pretrained, fixed={"opt": opt}
+        )
+        (line,) = (reason for reason in reasons if "lr " in reason)
+        assert build_config(settings).optimizer.opt == opt
+        return settings, line
+
+    sgd, adam = (0.01, 2e-4) if pretrained else (0.045, 5e-4)
+    for opt in ("sgd", "nesterov", "rmsproptf"):
+        settings, line = chosen(opt)
+        assert settings["lr"] == sgd and settings["lr_base_batch"] and f"{opt}'s steps are as large" in line
+        assert settings["clip_grad"] == 5.0 and settings["weight_decay"] <= 1e-4, "L2"
+    for opt, decay in (("nadamw", 0.05), ("adam", 1e-4), ("adan", 1e-4)):
+        settings, line = chosen(opt, 200_000)
+        assert (settings["lr"], settings["lr_base_batch"], settings["weight_decay"]) == (adam, None, decay)
+        assert line.startswith(f"lr {adam:g} for {opt}: ")
+    rates = [chosen(opt)[0]["lr"] for opt in ("lion", "lamb", "nmuon")]
+    assert rates == ([3e-5, 0.001, 0.002] if pretrained else [1e-4, 0.005, 0.004])
+    settings, line = chosen("adadelta")
+    assert settings["lr"] == adam and "--lr-find proposes one" in line
+    assert not {"momentum", "opt_beta2"} & chosen("lamb")[0].keys(), "made for another one"
+
+
+def test_a_rate_and_its_batch_that_were_given_stay(tmp_path: Path) -> None:
+    photos = class_folders(tmp_path / "photos", {"ape": 12, "bear": 12}, size=20)
+    given = {"data_dir": str(photos), "device": "cpu", "lr": 0.02, "lr_base_batch": 64}
+    assert suit_data(build_config(given), given)[0].optimizer.lr_base_batch == 64
+    alone = {name: value for name, value in given.items() if name != "lr_base_batch"}
+    assert suit_data(build_config(alone), alone)[0].optimizer.lr_base_batch is None
+    other = {name: value for name, value in given.items() if not name.startswith("lr")} | {"opt": "adamw"}
+    config, reasons = suit_data(build_config(other), other)
+    assert (config.optimizer.lr, config.optimizer.lr_base_batch) == (5e-4, None)
+    assert any("AdamW lr 0.0005" in reason for reason in reasons)

@@ -448,6 +448,27 @@ def test_timms_args_yaml_brings_timms_meaning() -> None:
     load_config(None, {"kd_temperature": "4.0", "kd_distill_type": "logit"})
 
 
+def test_timms_recipes_have_its_weight_decay_and_its_start() -> None:
+    """timm's factory leaves out biases and BatchNorm, and its network starts as torch's layers do."""
+    recipe = {"sched": "cosine", "lr": 0.1}
+    settings, notices = translate({}, recipe)
+    assert settings["weight_decay_filter"] == "no_norm_bias" and settings["init"] == "torch"
+    assert "weight_decay_filter no_norm_bias" in notices[0] and "init torch" in notices[0]
+    assert translate({"init": "tf"}, recipe)[0]["init"] == "tf"
+    assert not {"weight_decay_filter", "init"} & translate({"sched": "cosine"})[0].keys(), "a flag is no recipe"
+
+
+@pytest.mark.parametrize("word", ["lr", "lr_max", "lr-max"])
+def test_a_rate_that_is_typed_in_any_spelling_is_meant_as_typed(word: str) -> None:
+    config, notices = load_config("imagenet_momentum_mindcv", {word: "0.1", "data_dir": "x"})
+    assert (config.optimizer.lr, config.optimizer.lr_base_batch) == (0.1, None)
+    assert any("is used as given" in notice for notice in notices)
+    kept, _ = load_config("imagenet_momentum_mindcv", {word: "0.1", "lr_base_batch": "64", "data_dir": "x"})
+    assert kept.optimizer.lr_base_batch == 64
+    warm, _ = load_config("imagenet_momentum_mindcv", {"warmup_factor": "0.5", "data_dir": "x"})
+    assert warm.optimizer.lr_base_batch == 256
+
+
 def test_launching_is_the_launchers_business(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert translate({"distribute": "True"}) == ({}, [])

@@ -198,3 +198,14 @@ def test_a_stopped_run_goes_on_and_two_processes_learn_as_one(tmp_path: Path) ->
         losses.append([record["loss"] for record in records if record["kind"] == "val"])
     assert torch.allclose(*ends, atol=1e-5) and not torch.allclose(ends[0], whole, atol=1e-3), "of another recipe"
     assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 2
+
+
+def test_a_table_has_a_name_where_statistics_are_of_all_processes() -> None:
+    """torch's own synchronised BatchNorm, which devices other than a CPU have, is no BatchNorm2d."""
+    network = InceptionV4(2, init="torch")
+
+    def key(network: torch.nn.Module) -> str:
+        return FeatureTable(network, None, [], None, World(), {})._key()  # type: ignore[arg-type]
+
+    plain = key(network)
+    assert key(torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)) == plain

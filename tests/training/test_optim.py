@@ -143,7 +143,8 @@ def test_a_state_from_a_cpu_goes_on_where_a_step_is_not_fused() -> None:
     fused = build_optimizer(ours, Optimizer(opt="adamw"), 0.01)
     run_steps(ours, fused, RATES)
     theirs.load_state_dict(ours.state_dict())
-    plain = torch.optim.AdamW([{"params": list(theirs.parameters()), "param_names": []}], 0.01, fused=None)
+    group = {"params": list(theirs.parameters()), "param_names": []}
+    plain = torch.optim.AdamW([group], 0.01, weight_decay=Optimizer().weight_decay, fused=None)
     assert fused.param_groups[0]["fused"] is True and plain.param_groups[0]["fused"] is None
     restore_optimizer(plain, copy.deepcopy(fused.state_dict()))
     assert plain.param_groups[0]["fused"] is None and plain.param_groups[0]["lr"] == RATES[-1]
@@ -215,3 +216,37 @@ def test_keywords_are_those_of_timms_class() -> None:
 def test_keywords_that_an_optimizer_has_not_are_refused(opt: str, words: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_optimizer(small_net(), Optimizer(opt=opt, opt_kwargs=words), 0.1)
+
+
+def test_a_state_goes_on_with_the_numbers_of_the_new_settings() -> None:
+    net = small_net()
+    before = build_optimizer(net, Optimizer(opt="adamw", weight_decay=0.1), 0.01)
+    run_steps(net, before, RATES)
+    new = Optimizer(opt="adamw", weight_decay=0.3, momentum=0.5, opt_beta2=0.7, opt_eps=1e-3)
+    after = build_optimizer(net, new, 0.01)
+    restore_optimizer(after, copy.deepcopy(before.state_dict()))
+    (group,) = after.param_groups
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.3, (0.5, 0.7), 1e-3)
+    first = next(net.parameters())
+    assert torch.equal(after.state[first]["exp_avg"], before.state[first]["exp_avg"])
+    scaled = build_optimizer(net, Optimizer(opt="momentum", head_lr_scale=3.0), 0.01)
+    plain = build_optimizer(net, Optimizer(opt="nesterov"), 0.01)
+    scaled.param_groups[0]["lr_scale"] = 3.0
+    restore_optimizer(plain, scaled.state_dict())
+    assert "lr_scale" not in plain.param_groups[0] and plain.param_groups[0]["nesterov"] is True
+
+
+@pytest.mark.parametrize("name", sorted({*one_of_each_kind(), "rmsproptf", "momentum", "adamw"}))
+def test_a_restored_optimizer_makes_the_step_of_one_that_was_never_stopped(name: str) -> None:
+    """What an optimizer counts among its groups' numbers is a part of its state."""
+    ours, theirs = small_net(), small_net()
+    whole = build_optimizer(ours, Optimizer(opt=name), 1e-2)
+    run_steps(ours, whole, RATES)
+    theirs.load_state_dict(ours.state_dict())
+    resumed = build_optimizer(theirs, Optimizer(opt=name), 1e-2)
+    restore_optimizer(resumed, copy.deepcopy(whole.state_dict()))
+    torch.manual_seed(3)
+    a = run_steps(ours, whole, RATES)
+    torch.manual_seed(3)
+    for x, y in zip(a, run_steps(theirs, resumed, RATES), strict=True):
+        assert torch.allclose(x, y, rtol=1e-6, atol=1e-9), "torch gives NAdam's product the type of the weights"

@@ -8,6 +8,7 @@ from typing import get_args
 
 import pytest
 
+from inception_v4.settings.recipes import load_config
 from inception_v4.settings.schema import Schedule
 from inception_v4.training.schedule import LearningRate
 
@@ -41,6 +42,13 @@ def test_paper_multiplies_by_094_every_two_epochs() -> None:
     )
     smooth = LearningRate("exponential", 0.045, 10, 8, decay_rate=0.94, decay_epochs=2)
     assert smooth(10) == pytest.approx(0.045 * 0.94**0.5)
+
+
+def test_the_papers_recipe_rises_from_its_second_step_on_and_then_falls_every_two_epochs() -> None:
+    config, _ = load_config("imagenet_rmsprop", {"data_dir": "imagenet"})
+    rate = LearningRate.from_settings(config.schedule, 0.045, 10, base=config.optimizer.lr)
+    assert [rate(s) for s in range(21)] == pytest.approx([0.045 * s / 20 for s in range(21)])
+    assert [rate(s) for s in (39, 40, 59, 60)] == pytest.approx([0.045 * 0.94**n for n in (0, 1, 1, 2)])
 
 
 def test_milestones_count_after_warmup() -> None:

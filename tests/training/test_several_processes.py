@@ -129,16 +129,21 @@ def test_processes_agree_on_a_checkpoint_or_say_what_each_found(tmp_path: Path) 
         "apart": ({2: 1.0, 4: 1.0}, {}),
         "foreign": ({2: 1.0}, {2: 5.0}),
         "damaged": ({2: 1.0, 4: 1.0}, {2: 1.0, 4: 1.0}),
+        "later": ({2: 1.0}, {2: 1.0, 6: 1.0}),
     }
     for name, nodes in cases.items():
         for rank, steps in enumerate(nodes):
             write(tmp_path / f"node{rank}" / name, steps)
     (tmp_path / "node1" / "damaged" / "step-00000004.pt").write_bytes(b"PK")
     words = [word for name in cases for word in ("auto", name)]
-    run_script("agreeing.py", *words, "older", "unused", "damaged/step-00000004.pt", "unused", cwd=tmp_path)
+    chosen = [
+        *("older", "unused"), *("damaged/step-00000004.pt", "unused"), *("later/step-00000002.pt", "later"),
+        *("later/step-00000002.pt", "unused"),
+    ]  # fmt: skip
+    run_script("agreeing.py", *words, *chosen, cwd=tmp_path)
     ours, theirs = (json.loads((tmp_path / f"node{rank}" / "outcomes.json").read_text()) for rank in (0, 1))
     assert ours == theirs
-    nothing, older, apart, foreign, damaged, named, named_damaged = ours
+    nothing, older, apart, foreign, damaged, _, named, named_damaged, behind, elsewhere = ours
     assert nothing == {"step": None, "warnings": []}
     assert older == {"step": 2, "warnings": ["going on from step 2, the newest that every process can read"]}
     assert "no checkpoint in apart" in apart["error"]
@@ -148,3 +153,5 @@ def test_processes_agree_on_a_checkpoint_or_say_what_each_found(tmp_path: Path) 
     assert "process 1: checkpoint damaged/step-00000004.pt cannot be read" in damaged["warnings"][0]
     assert "process 0: step 4, " in named["error"] and "process 1: step 3, " in named["error"]
     assert "process 1: checkpoint damaged/step-00000004.pt cannot be read" in named_damaged["error"]
+    assert behind["error"].startswith("later holds steps 6, later than step 2 of the chosen checkpoint: ")
+    assert elsewhere == {"step": 2, "warnings": []}

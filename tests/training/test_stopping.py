@@ -13,11 +13,12 @@ import torch
 from running import differing, final_state, tiny
 
 from inception_v4.accelerator import select
+from inception_v4.data.sizes import ImageSizes
 from inception_v4.distributed import World
 from inception_v4.settings.recipes import ConfigError, build_config
 from inception_v4.settings.schema import Schedule
 from inception_v4.storage.lock import FolderLock
-from inception_v4.training.range_test import find_rate, propose, smooth
+from inception_v4.training.range_test import find_rate, of_first_epoch, propose, smooth
 from inception_v4.training.stopping import EarlyEnd
 from inception_v4.training.train import prepare, train
 
@@ -113,6 +114,14 @@ def test_the_steepest_fall_is_proposed_and_no_fall_is_an_error() -> None:
     with pytest.raises(ValueError, match="the loss fell at no learning rate"):
         propose(rates, sorted(losses))
     assert smooth([3.0, 3.0, 3.0]) == pytest.approx([3.0] * 3) and len(smooth([1.0, math.nan, 1.0])) == 1
+
+
+def test_a_range_test_has_the_first_of_growing_sizes_throughout() -> None:
+    config = of_first_epoch(build_config({"image_size": "75-139", "epochs": 4, "start_epoch": 2}))
+    sizes = ImageSizes.of(config.augmentation, config.schedule.epochs)
+    assert config.schedule.start_epoch == 0 and {sizes(epoch) for epoch in range(9)} == {107}, "of epoch 2"
+    one = of_first_epoch(build_config({"image_size": 107}))
+    assert one.augmentation.image_size == 107 and one.augmentation.first_image_size is None
 
 
 @pytest.mark.slow

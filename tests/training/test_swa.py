@@ -18,6 +18,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from inception_v4.accelerator import select
+from inception_v4.accelerator.precision import Precision
+from inception_v4.data.loader import Batch
 from inception_v4.distributed import World
 from inception_v4.files import sha256_of
 from inception_v4.settings.recipes import ConfigError, build_config
@@ -71,6 +73,33 @@ def test_the_mean_is_that_of_torchs_averaged_model() -> None:
     for a, b in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
     assert not torch.allclose(model[0].weight, ours.module[0].weight) and ours.networks == {}, "no statistics yet"
+
+
+class Plain:
+    """Pictures as they are."""
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float()
+
+
+def test_statistics_of_blocks_that_learnt_after_the_mean_began_are_taken_anew() -> None:
+    """The mean of a run that goes on is a copy of a network whose blocks are frozen as well."""
+    images = torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8)
+    for restored in (False, True):
+        model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)).requires_grad_(False)
+        mean = WeightMean(first=0)
+        mean.end_epoch(model, 0)
+        if restored:
+            again = WeightMean(first=0)
+            again.load_state_dict(mean.state_dict(), model, epoch=1)
+            mean = again
+        numbers = torch.arange(8)
+        how = {"normalise": Plain(), "precision": Precision(select("cpu")), "world": World()}
+        mean.finish(model, [Batch(images, numbers, numbers)], **how)  # type: ignore[arg-type]
+        assert mean.module is not None and not mean.module[1].running_mean.any(), "frozen ones stay"
+        mean.finish(model.requires_grad_(True), [Batch(images, numbers, numbers)], **how)  # type: ignore[arg-type]
+        expected = model[0](images.float()).mean((0, 2, 3))
+        torch.testing.assert_close(mean.module[1].running_mean, expected)
 
 
 def test_a_checkpoint_of_other_epochs_is_refused_and_one_from_before_is_not() -> None:

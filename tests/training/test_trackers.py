@@ -256,3 +256,17 @@ def test_mlflow_goes_on_with_the_same_run_and_its_server_may_be_gone(tmp_path: P
     gone = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     said = train(tmp_path / "alone", variables | gone, logger="mlflow", max_steps=1)
     assert said.count("mlflow gets no more of this run, which goes on") == 1
+
+
+def test_the_validation_of_the_step_that_a_run_goes_on_from_stays_in_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    figures = {"epoch": 0, "loss": 1.0, "top1": 50.0, "top5": 90.0, "samples": 2}
+    for resumed_at, steps in ((0, (3, 4)), (3, (4,))):
+        log = RunLog(tmp_path, total_steps=9, resumed_at=resumed_at)
+        for step in steps:
+            log.validation(figures | {"step": step, "top1": 50.0 + resumed_at})
+        log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("val/top1")] == [(3, 50.0), (4, 53.0)]

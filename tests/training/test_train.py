@@ -71,6 +71,7 @@ def test_resuming_gives_the_same_bits_with_other_workers(finished_run: Path, tmp
     folder = tmp_path / "resumed"
     (folder / "checkpoints").mkdir(parents=True)
     shutil.copy(finished_run / "checkpoints" / f"step-{step:08d}.pt", folder / "checkpoints")
+    shutil.copy(finished_run / "best.safetensors", folder)
     torch.rand(17)  # the global random state of this process must not matter
     train(tiny(folder, **LIVELY, resume="auto", workers=2))
     assert states_differ(finished_run, folder) == []
@@ -206,7 +207,8 @@ def test_a_run_without_a_step_is_refused_and_a_finished_one_is_not(finished_run:
     again = tmp_path / "again"
     (again / "checkpoints").mkdir(parents=True)
     shutil.copy(finished_run / "checkpoints" / "step-00000012.pt", again / "checkpoints")
-    shutil.copy(finished_run / "metrics.jsonl", again)
+    for name in ("metrics.jsonl", "best.safetensors"):
+        shutil.copy(finished_run / name, again)
     summary = train(tiny(again, **LIVELY, resume="auto"))
     assert summary["steps"] == 12 and summary["best"]["top1"] == final_state(finished_run)["best"]["top1"]
 

@@ -91,8 +91,13 @@ def one_interpolation(view: View) -> Outcome:
 
 
 def implied(view: View) -> Outcome:
-    """What timm's code does without being told: pictures as they are stored, class folders sorted naturally."""
-    return {"exif_rotation": False, "class_order": "natural"}, []
+    """What timm's code does without being told.
+
+    Pictures as they are stored, class folders sorted naturally, biases and BatchNorm without weight decay (the
+    `filter_bias_and_bn` of its optimizer factory), layers initialised as torch does it.
+    """
+    learning = {"weight_decay_filter": "no_norm_bias", "init": "torch"}
+    return learning | {"exif_rotation": False, "class_order": "natural"}, []
 
 
 def dropped(view: View) -> dict[str, str]:

@@ -34,7 +34,8 @@ def modelzoo_options(function: Any) -> Any:
 @image_size_option
 @click.option("--num-classes", type=click.IntRange(1), metavar="N", help="Must be the weights'; 1000 of 1001 drops "
               "the background.")  # fmt: skip
-@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="The only batch size; default: any (om: 1).")
+@click.option("--batch-size", type=click.IntRange(1), metavar="N", help="The only batch size; default: any "
+              "(om, air: 1).")  # fmt: skip
 @click.option("--with-preprocess", is_flag=True, help="Take uint8 [N, S, S, 3] and normalise inside.")
 @click.option("--with-softmax", is_flag=True, help="Give probabilities.")
 @click.option("--int8", "calibrate", metavar="FOLDER", help="onnx, openvino: 8-bit convolutions, ranges from 256 "

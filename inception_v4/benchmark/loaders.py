@@ -122,6 +122,7 @@ def _passes(
     shards: Source = ShardFolder(data.model_copy(update={"data_dir": str(packed)})).source("train")
     source, shards = (Subset(one, list(range(len(one))) * copies) for one in (source, shards))
     files = {os.path.abspath(source.name(index)) for index in range(len(source))}
+    common = _Common(root, data, how, accelerator, files, copies)
     passes: dict[tuple[str, str], EpochOf] = {}
     for title, recipe in RECIPES.items():
         augmentation = how.model_copy(update=recipe.ours)
@@ -129,8 +130,7 @@ def _passes(
         if not recipe.ours:
             passes[SHARDS, title] = _ours(shards, data, augmentation, accelerator)
         for peer in peers:
-            loader = _PEERS[peer](root, data, how, recipe, accelerator=accelerator, files=files, copies=copies)
-            passes[peer, title] = loader
+            passes[peer, title] = _PEERS[peer](common, recipe)
     return passes
 
 
@@ -170,28 +170,30 @@ def _ours(source: Source, data: Data, augmentation: Augmentation, accelerator: A
     return batches
 
 
-def _same_files(samples: list[Any], files: set[str], copies: int) -> list[Any]:
-    """Of a peer's (path, class) those that the others read too, as often as they do."""
-    return [sample for sample in samples if os.path.abspath(sample[0]) in files] * copies
+class _Common(NamedTuple):
+    """What the loaders of all peers have in common; `files` are read `copies` times each."""
+
+    root: Path
+    data: Data
+    how: Augmentation
+    accelerator: Accelerator
+    files: set[str]
+    copies: int
+
+    def same_files(self, samples: list[Any]) -> list[Any]:
+        """Of a peer's (path, class) those that the others read too, as often as they do."""
+        return [sample for sample in samples if os.path.abspath(sample[0]) in self.files] * self.copies
 
 
-def _timm(
-    root: Path,
-    data: Data,
-    how: Augmentation,
-    recipe: Recipe,
-    *,
-    accelerator: Accelerator,
-    files: set[str],
-    copies: int,
-) -> EpochOf:
+def _timm(common: _Common, recipe: Recipe) -> EpochOf:
     """timm's loader: Pillow, uint8 batches, normalised on the device."""
     try:
         from timm.data import ImageDataset, create_loader
     except ImportError as error:
         raise ValueError("peer timm is not installed: pip install timm") from error
-    dataset = ImageDataset(str(root))
-    dataset.reader.samples = _same_files(dataset.reader.samples, files, copies)
+    data, how, accelerator = common.data, common.how, common.accelerator
+    dataset = ImageDataset(str(common.root))
+    dataset.reader.samples = common.same_files(dataset.reader.samples)
     workers = worker_count(data.workers, World())
     loader = create_loader(
         dataset,
@@ -219,19 +221,11 @@ def _timm(
     return batches
 
 
-def _torchvision(
-    root: Path,
-    data: Data,
-    how: Augmentation,
-    recipe: Recipe,
-    *,
-    accelerator: Accelerator,
-    files: set[str],
-    copies: int,
-) -> EpochOf:
+def _torchvision(common: _Common, recipe: Recipe) -> EpochOf:
     """torchvision's reference: Pillow, transforms and normalisation in the loader processes."""
     from torchvision import datasets, transforms
 
+    data, how, accelerator = common.data, common.how, common.accelerator
     of_pictures, of_tensors = recipe.torchvision()
     mode = transforms.InterpolationMode(how.interpolation)
     steps = [
@@ -242,8 +236,8 @@ def _torchvision(
         transforms.Normalize(how.mean, how.std),
         *of_tensors,
     ]
-    dataset = datasets.ImageFolder(str(root), transforms.Compose(steps))
-    dataset.samples = dataset.imgs = _same_files(dataset.samples, files, copies)
+    dataset = datasets.ImageFolder(str(common.root), transforms.Compose(steps))
+    dataset.samples = dataset.imgs = common.same_files(dataset.samples)
     workers = worker_count(data.workers, World())
     loader = DataLoader(
         dataset, batch_size=data.batch_size, shuffle=True, drop_last=True, num_workers=workers,

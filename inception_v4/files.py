@@ -151,7 +151,7 @@ def atomic_write(path: Path, *, needed: int | None = None) -> Iterator[Path]:
     except Exception as error:
         # While the file is still there: once it is gone, the disk is no longer full.
         if (code := disk_refusal(error, temporary)) is not None:
-            raise DiskFull(_refused(path, code, _size(temporary))) from error
+            raise DiskFull(_refused(path, code, bytes_on_disk(temporary))) from error
         raise
     finally:
         if temporary.exists():
@@ -167,7 +167,7 @@ def staged(output: Path) -> Iterator[Path]:
         yield folder
     except Exception as error:
         if (code := disk_refusal(error, folder / "probe")) is not None:
-            raise DiskFull(_refused(output, code, _size(folder))) from error
+            raise DiskFull(_refused(output, code, bytes_on_disk(folder))) from error
         raise
     finally:
         shutil.rmtree(folder)
@@ -205,10 +205,23 @@ def _refused(path: Path, code: int, written: int) -> str:
     return f"{path}: {REFUSALS[code]} ({sizes}): make room, or choose another folder"
 
 
-def _size(path: Path) -> int:
-    """Bytes of a file or of the files of a folder."""
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return sum(file.stat().st_size for file in files)
+def bytes_on_disk(path: Path) -> int:
+    """Of a file or of the files of a folder, some of which may go while this looks."""
+    files = (
+        [str(path)] if path.is_file() else [os.path.join(at, name) for at, _, names in os.walk(path) for name in names]
+    )
+    total = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            total += os.stat(file).st_size
+    return total
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Delete what `atomic_write` has left in a folder, at any depth, where its process was killed meanwhile."""
+    for abandoned in folder.rglob(".*.tmp"):
+        if abandoned.is_file():
+            abandoned.unlink()
 
 
 def publish(folder: Path, output: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from inception_v4.console import progress, say
-from inception_v4.files import atomic_write, build_once, megabytes, require_room
+from inception_v4.files import atomic_write, build_once, megabytes, remove_abandoned, require_room
 
 MOST_EXPANSION = 200
 """Times its own size that an archive may grow to: pictures hardly shrink in one, and text shrinks to a tenth."""
@@ -53,9 +53,7 @@ def _unpack(archive: Path, part: Path) -> None:
         members = [member for member in opened.infolist() if not member.filename.endswith("/")]
         _require_harmless(archive, members)
         size = sum(member.file_size for member in members)
-        for abandoned in part.rglob(".*.tmp"):
-            if abandoned.is_file():
-                abandoned.unlink()  # by a process that was killed while it wrote
+        remove_abandoned(part)
         missing = sum(m.file_size for m in members if not _is_unpacked(part / m.filename, m.file_size))
         require_room(part, missing, f"unpacking {archive.name}")
         say(f"unpacking {archive} ({len(members)} files, {megabytes(size)})")

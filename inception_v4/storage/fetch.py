@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import IO
 
 from inception_v4.console import progress, say
-from inception_v4.files import build_once, cache_dir, free_bytes, megabytes, require_room
+from inception_v4.files import (
+    build_once,
+    bytes_on_disk,
+    cache_dir,
+    free_bytes,
+    megabytes,
+    remove_abandoned,
+    require_room,
+)
 from inception_v4.settings.addresses import is_address
 from inception_v4.storage.remote import Place, RemoteFile, StorageError
 
@@ -117,12 +125,10 @@ def _make_room(part: Path, source: str, pieces: list[_Piece], limit: int | None)
     the limit."""
     cache, size = part.parent, _bytes_of(pieces)
     _sweep(cache)
-    for abandoned in part.rglob(".*.tmp"):
-        if abandoned.is_file():
-            abandoned.unlink()  # by a process that was killed while it fetched
+    remove_abandoned(part)
     missing = _bytes_of([piece for piece in pieces if not _has_come(piece, part)])
     others = [folder for folder in cache.iterdir() if folder.is_dir() and folder.suffix != _GONE and folder != part]
-    sizes = {folder: _bytes_in(folder) for folder in others}
+    sizes = {folder: bytes_on_disk(folder) for folder in others}
     held = sum(sizes.values())
     most = int((free_bytes(cache) + size - missing + held) * (1 - KEEP_FREE)) if limit is None else limit
     for folder in sorted(others, key=_last_used):
@@ -134,16 +140,6 @@ def _make_room(part: Path, source: str, pieces: list[_Piece], limit: int | None)
             f"the {megabytes(most)} that they may take: raise the limit, or name another folder for the copies"
         )
     require_room(cache, missing, f"a copy of {source}")
-
-
-def _bytes_in(folder: Path) -> int:
-    """Of its files, some of which may go while this looks."""
-    total = 0
-    for inside, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += os.stat(os.path.join(inside, name)).st_size
-    return total
 
 
 def _last_used(folder: Path) -> float:

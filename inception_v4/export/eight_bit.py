@@ -118,7 +118,7 @@ def _training_pictures(located: Located) -> Source:
         )
     config, _ = load_config(settings)
     try:
-        several = config.training.loss == "bce"
+        several = config.training.several
         return open_source(config.data, "train", world=World(), seed=config.run.seed, several=several)
     except OSError as error:
         raise ExportError(

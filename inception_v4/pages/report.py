@@ -55,7 +55,7 @@ def write_report(
     output = output or runs[0].folder / "report.html"
     with progress("writing the report", 3) as count_on:
         config = runs[0].config
-        data, seed, several = config.data, config.run.seed, config.training.loss == "bce"
+        data, seed, several = config.data, config.run.seed, config.training.several
         found = (
             inspect_data(data, seed, several=several)
             if look_through

@@ -59,7 +59,7 @@ class RunPictures:
             return name
         if self._source is None:
             config = self._run.config
-            several = config.training.loss == "bce"
+            several = config.training.several
             self._source = open_source(
                 config.data, "val", world=World(), seed=config.run.seed, alone=True, several=several
             )

@@ -84,9 +84,7 @@ def _alone(config: Config) -> Config:
 
 def _usual(config: Config, accelerator: Accelerator) -> tuple[int, str]:
     """What is chosen for those who say nothing, and why."""
-    source = open_source(
-        config.data, "train", world=World(), seed=config.run.seed, several=config.training.loss == "bce"
-    )
+    source = open_source(config.data, "train", world=World(), seed=config.run.seed, several=config.training.several)
     amp = choose_amp(accelerator, "auto")[0]
     settings, reasons = choose_defaults(
         len(source), len(source.class_names), hardware=Hardware(accelerator.type, accelerator.memory(), 1, amp),

@@ -21,7 +21,7 @@ def suit_data(config: Config, given: Mapping[str, Any]) -> tuple[Config, list[st
     """
     accelerator = select(config.run.device)
     given = {name: value for name, value in given.items() if (name, value) != ("amp", "auto")}
-    several = config.training.loss == "bce"
+    several = config.training.several
     source = open_source(config.data, "train", world=World(), seed=config.run.seed, several=several)
     if "val_fraction" not in given:
         # First what is held out, then the rest: the training pictures are counted as the run will have them.

@@ -109,7 +109,7 @@ def assemble(config: Config, accelerator: Accelerator, world: World, lock: Folde
     check_cacheable(config)
     run, opt, training = config.run, config.optimizer, config.training
     world.on_main(lambda: require_tracker(run.logger))
-    opened = partial(open_source, config.data, world=world, seed=run.seed, several=training.loss == "bce")
+    opened = partial(open_source, config.data, world=world, seed=run.seed, several=training.several)
     source, held_out = opened("train"), opened("val")
     config, lines = with_monitor(config, source)
     classes = head_size(config.data, source)

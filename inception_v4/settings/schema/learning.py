@@ -150,6 +150,11 @@ class Schedule(Section):
 class Training(Section):
     """Loss, precision and speed."""
 
+    @property
+    def several(self) -> bool:
+        """Whether a picture may have several classes: where each class is learnt by itself."""
+        return self.loss == "bce"
+
     loss: Literal["ce", "bce"] = Field(
         "ce",
         description="cross-entropy, or binary cross-entropy per class: with it a list may have several for a picture",
